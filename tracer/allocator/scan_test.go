@@ -1,0 +1,235 @@
+package allocator
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const libs = "/usr/lib/x86_64-linux-gnu/"
+
+func scanFile(t *testing.T, path string, options *Options) *File {
+	t.Helper()
+	r, err := os.Open(path)
+	if err != nil {
+		t.Fatalf("open a package of test/packages.txt: %v", err)
+	}
+	defer r.Close()
+	file, err := Scan(r, options)
+	if err != nil {
+		t.Fatalf("scan %s: %v", path, err)
+	}
+	return file
+}
+
+func find(t *testing.T, f *File, name string) Found {
+	t.Helper()
+	for _, x := range f.Found {
+		if slices.Contains(x.Names(), name) {
+			return x
+		}
+	}
+	t.Fatalf("%s was not found", name)
+	return Found{}
+}
+
+func buildID(t *testing.T, path string) string {
+	t.Helper()
+	ef, err := elf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ef.Close()
+	s := ef.Section(".note.gnu.build-id")
+	if s == nil {
+		return ""
+	}
+	data, err := s.Data()
+	if err != nil || len(data) < 16 {
+		t.Fatal("build-id note is cut short")
+	}
+	return fmt.Sprintf("%x", data[16:])
+}
+
+// The measured placements: any other build may have other offsets, so that the exact ones are tied to a build-id.
+func TestPlacementInDebianLibraries(t *testing.T) {
+	for _, tt := range []struct {
+		path, buildID string
+		family        Family
+		offsets       map[string]uint64
+		skipped       []string
+	}{
+		{libs + "libc.so.6", "93ac61ec5a8eb1396f9fbd350e3169a558528a40", FamilyGlibc, map[string]uint64{
+			"malloc": 0, "free": 3, "cfree": 3, "calloc": 0, "realloc": 0, "posix_memalign": 7, "memalign": 7,
+			"aligned_alloc": 7, "valloc": 7, "pvalloc": 7, "__libc_malloc": 0,
+		}, []string{"reallocarray"}},
+		{"/usr/lib/x86_64-linux-musl/libc.so", "54d00df44fce62f541ca62b56bdef5bf31ff077c", FamilyMusl, map[string]uint64{
+			"malloc": 0, "free": 0, "calloc": 0, "realloc": 0, "posix_memalign": 0, "aligned_alloc": 0, "reallocarray": 6,
+		}, []string{"valloc", "memalign"}},
+		{libs + "libjemalloc.so.2", "1d5163c246dc9cd2b4d339f2ac42efd95c6e0ae1", FamilyJemalloc, map[string]uint64{
+			"malloc": 7, "free": 48, "calloc": 0, "realloc": 0, "posix_memalign": 0, "memalign": 0, "aligned_alloc": 0,
+			"valloc": 0, "mallocx": 0, "xallocx": 0, "dallocx": 0, "rallocx": 2, "sdallocx": 10, "_Znwm": 7, "_ZdlPvm": 3,
+		}, []string{"_ZdlPv", "_ZdaPv", "_Znam"}},
+		{libs + "libtcmalloc.so.4", "560cd227169ae8f93cb59e3215f4ea11c299fa69", FamilyTcmalloc, map[string]uint64{
+			"malloc": 13, "free": 10, "calloc": 12, "realloc": 0, "posix_memalign": 11, "memalign": 10, "aligned_alloc": 10,
+			"valloc": 0, "_Znwm": 13, "_Znam": 13, "_ZdlPvm": 10, "cfree": 10, "tc_free": 10, "_ZdlPv": 10, "_ZdaPv": 10,
+		}, nil},
+		{libs + "libtcmalloc_minimal.so.4", "39dfd4a5855703fa6c2469749282f75b18a1aa66", FamilyTcmalloc, map[string]uint64{
+			"malloc": 10, "free": 10, "_Znwm": 10, "calloc": 0,
+		}, nil},
+		{libs + "libmimalloc.so.2.0", "d07f4e7dc9a039fcbe7747f416476bd65cb48e8b", FamilyMimalloc, map[string]uint64{
+			"free": 6, "mi_free": 6, "_ZdlPv": 6, "mi_heap_realloc": 2, "_Znwm": 0, "mi_expand": 0,
+		}, []string{"valloc", "cfree", "realloc", "_ZdlPvm"}},
+		{libs + "libstdc++.so.6", "289ee39f8c07bd4fa48102dfeeb7e6f9c76158b4", FamilyCxx, map[string]uint64{
+			"_ZnwmSt11align_val_t": 4,
+		}, []string{"_Znwm", "_Znam", "_ZnwmRKSt9nothrow_t", "_ZdlPv", "_ZdlPvm", "_ZdlPvSt11align_val_t", "_ZdaPvmSt11align_val_t"}},
+	} {
+		t.Run(filepath.Base(tt.path), func(t *testing.T) {
+			f := scanFile(t, tt.path, nil)
+			if f.Family != tt.family {
+				t.Errorf("family %q, want %q", f.Family, tt.family)
+			}
+			for _, x := range f.Found {
+				if x.Place.Offset > 0 && !x.Place.Emulated {
+					t.Errorf("%s: moved to +%d without being emulated", x.Name, x.Place.Offset)
+				}
+			}
+			for _, name := range tt.skipped {
+				if !slices.ContainsFunc(f.Skipped, func(s Skipped) bool { return s.Name == name }) {
+					t.Errorf("%s is a forwarder and should be skipped", name)
+				}
+			}
+			if id := buildID(t, tt.path); id != tt.buildID {
+				t.Skipf("exact offsets are known for build-id %s, this is %s", tt.buildID, id)
+			}
+			for name, want := range tt.offsets {
+				if got := find(t, f, name).Place; got.Offset != want || got.Emulated == (name == "") {
+					t.Errorf("%s: at +%d %s (%s), want +%d", name, got.Offset, got.Instruction, got.Why, want)
+				}
+			}
+		})
+	}
+}
+
+func TestAliasesStandOnce(t *testing.T) {
+	f := scanFile(t, libs+"libc.so.6", nil)
+	got := find(t, f, "cfree")
+	if got.Name != "free" || !slices.Contains(got.Aliases, "__libc_free") {
+		t.Errorf("free's group is %v", got.Names())
+	}
+	offsets := map[uint64]string{}
+	for _, x := range f.Found {
+		if other, twice := offsets[x.Offset]; twice {
+			t.Errorf("%s and %s are probed at the same offset", other, x.Name)
+		}
+		offsets[x.Offset] = x.Name
+	}
+}
+
+// compile builds a C file from testdata and returns the program's path.
+func compile(t *testing.T, compiler, source string, flags ...string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "prog")
+	args := append([]string{"-O2", "-o", out, filepath.Join("testdata", source)}, flags...)
+	if output, err := exec.Command(compiler, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", compiler, strings.Join(args, " "), err, output)
+	}
+	return out
+}
+
+func TestAllocatorsInsideExecutables(t *testing.T) {
+	for _, tt := range []struct {
+		name, compiler string
+		flags          []string
+		family         Family
+		want, absent   []string
+		note           string
+	}{
+		{"static glibc", "gcc", []string{"-static"}, FamilyGlibc, []string{"malloc", "free", "calloc", "realloc"}, nil, ""},
+		{"static glibc, position independent", "gcc", []string{"-static-pie"}, FamilyGlibc, []string{"malloc", "free"}, nil, ""},
+		{"static glibc, stripped", "gcc", []string{"-static", "-s"}, "", nil, []string{"malloc"}, "cannot be probed"},
+		{"static musl", "musl-gcc", []string{"-static"}, FamilyMusl,
+			[]string{"__libc_malloc_impl", "__libc_free", "__libc_realloc", "calloc"}, []string{"malloc", "free", "__libc_malloc"}, ""},
+		{"dynamic glibc has no allocator of its own", "gcc", nil, "", nil, []string{"malloc", "free"}, ""},
+		{"own malloc in the executable", "gcc", []string{"-DOWN_MALLOC"}, FamilyOther, []string{"malloc", "free"}, nil, ""},
+		{"a local function named free is no allocator", "gcc", []string{"-DLOCAL_FREE"}, "", nil, []string{"free"}, ""},
+		{"a jemalloc under a prefix", "gcc", []string{"-DPREFIXED"}, FamilyJemalloc,
+			[]string{"_rjem_malloc", "_rjem_sdallocx"}, []string{"malloc", "_rjem_nallocx"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := scanFile(t, compile(t, tt.compiler, "program.c", tt.flags...), nil)
+			if f.Family != tt.family || !f.Executable {
+				t.Errorf("family %q, executable %v, want %q, true", f.Family, f.Executable, tt.family)
+			}
+			for _, name := range tt.want {
+				find(t, f, name)
+			}
+			for _, x := range f.Found {
+				for _, name := range tt.absent {
+					if slices.Contains(x.Names(), name) {
+						t.Errorf("%s should not be probed", name)
+					}
+				}
+			}
+			if !strings.Contains(strings.Join(f.Notes, "\n"), tt.note) {
+				t.Errorf("notes %q do not say %q", f.Notes, tt.note)
+			}
+		})
+	}
+}
+
+func TestScanRefusesOtherFiles(t *testing.T) {
+	for _, data := range [][]byte{nil, []byte("#!/bin/sh\n"), []byte("\x7fELF\x01\x01\x01"), bytes.Repeat([]byte{0}, 4096)} {
+		if _, err := Scan(bytes.NewReader(data), nil); !errors.Is(err, ErrNotELF) {
+			t.Errorf("scan of %d bytes: %v, want ErrNotELF", len(data), err)
+		}
+	}
+}
+
+func TestSelectProbesEachFileOnceAndNamesWhatIsInForce(t *testing.T) {
+	libc := scanFile(t, libs+"libc.so.6", nil)
+	je := scanFile(t, libs+"libjemalloc.so.2", nil)
+	loader := &File{SONAME: "ld-linux-x86-64.so.2", Found: []Found{{Function: Function{Name: "malloc", Op: Alloc, Size: 1}}}}
+	program := &File{Executable: true}
+	plan := Select([]MappedFile{
+		{ID: FileID{1, 2}, Path: "/bin/prog", File: program},
+		{ID: FileID{1, 3}, Path: "/lib/libc.so.6", File: libc},
+		{ID: FileID{1, 3}, Path: "/lib/libc.so.6", File: libc},
+		{ID: FileID{1, 4}, Path: "/lib/libjemalloc.so.2", File: je},
+		{ID: FileID{1, 5}, Path: "/lib64/ld-linux-x86-64.so.2", File: loader},
+		{ID: FileID{1, 6}, Path: "/lib/broken.so", Err: os.ErrPermission},
+	})
+	if want := "jemalloc (/lib/libjemalloc.so.2)"; plan.InForce != want {
+		t.Errorf("in force is %q, want %q", plan.InForce, want)
+	}
+	if got, want := len(plan.Probes), len(libc.Found)+len(je.Found); got != want {
+		t.Errorf("%d probes, want %d", got, want)
+	}
+	if diff := cmp.Diff([]string{"/lib/broken.so: not looked into: permission denied"}, plan.Notes); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func FuzzScan(f *testing.F) {
+	for _, path := range []string{"/bin/true", libs + "libmimalloc.so.2.0"} {
+		if data, err := os.ReadFile(path); err == nil {
+			f.Add(data[:min(len(data), 1<<15)])
+			f.Add(data)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file, err := Scan(bytes.NewReader(data), nil)
+		if (file == nil) == (err == nil) {
+			t.Fatal("neither a file nor an error")
+		}
+	})
+}

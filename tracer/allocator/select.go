@@ -1,0 +1,125 @@
+package allocator
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// FileID is what makes two paths the same file: a probe belongs to an inode.
+type FileID struct {
+	Device, Inode uint64
+}
+
+// MappedFile is a file that is mapped executable into a process.
+type MappedFile struct {
+	ID      FileID
+	Path    string // as the target sees it
+	BuildID string
+	File    *File // nil when it could not be read; then Err says why
+	Err     error
+}
+
+// Probe is one function of one file that has to be probed.
+type Probe struct {
+	ID      FileID
+	Path    string
+	BuildID string
+	Found
+}
+
+// SkippedProbe is a function of one file that is left alone.
+type SkippedProbe struct {
+	Path string `json:"path"`
+	Skipped
+}
+
+// Plan says what to probe in a process.
+type Plan struct {
+	// InForce is the allocator that the process's ordinary calls of malloc reach, as a person reads it.
+	InForce string
+	Probes  []Probe
+	Skipped []SkippedProbe
+	Notes   []string
+}
+
+// Select decides what to probe, given the files mapped into a process, the executable first. All real allocators are
+// probed, not only the one in force: a plugin loaded with RTLD_DEEPBIND calls libc's malloc beside a preloaded one,
+// and a function that nobody calls costs nothing.
+func Select(files []MappedFile) Plan {
+	var plan Plan
+	seen := map[FileID]bool{}
+	for _, m := range files {
+		if seen[m.ID] {
+			continue
+		}
+		seen[m.ID] = true
+		if m.Err != nil {
+			plan.Notes = append(plan.Notes, fmt.Sprintf("%s: not looked into: %v", m.Path, m.Err))
+		}
+		if m.File == nil {
+			continue
+		}
+		plan.add(m)
+	}
+	plan.InForce = inForce(files)
+	if len(plan.Probes) == 0 {
+		plan.Notes = append(plan.Notes, "no allocator function found in any mapped file: only brk and mmap can be seen")
+	}
+	return plan
+}
+
+func (p *Plan) add(m MappedFile) {
+	for _, note := range m.File.Notes {
+		p.Notes = append(p.Notes, m.Path+": "+note)
+	}
+	skip := func(f Found, why string) {
+		for _, name := range f.Names() {
+			p.Skipped = append(p.Skipped, SkippedProbe{m.Path, Skipped{name, why}})
+		}
+	}
+	for _, s := range m.File.Skipped {
+		p.Skipped = append(p.Skipped, SkippedProbe{m.Path, s})
+	}
+	for _, f := range m.File.Found {
+		if isLoader(m.File) && f.Family != FamilyDeclared {
+			skip(f, "the loader's own, used before libc is there; nothing of it is ever freed")
+			continue
+		}
+		p.Probes = append(p.Probes, Probe{ID: m.ID, Path: m.Path, BuildID: m.BuildID, Found: f})
+	}
+}
+
+// isLoader: glibc's ld.so had a minimal malloc of its own up to 2.33. musl's loader is its libc.
+func isLoader(f *File) bool {
+	return strings.HasPrefix(f.SONAME, "ld-linux") || strings.HasPrefix(f.SONAME, "ld64.")
+}
+
+// inForce names the file that defines malloc for the process. Symbols are looked up in the executable, then in the
+// preloaded and linked libraries in their order; libc comes last in practice, being what the others need.
+func inForce(files []MappedFile) string {
+	rank := func(m MappedFile) int {
+		if m.File == nil || isLoader(m.File) || !definesMalloc(m.File) {
+			return 0
+		}
+		switch {
+		case m.File.Executable:
+			return 3
+		case m.File.Family == FamilyGlibc, m.File.Family == FamilyMusl:
+			return 1
+		}
+		return 2
+	}
+	best, bestRank := "", 0
+	for _, m := range files {
+		if r := rank(m); r > bestRank {
+			best, bestRank = fmt.Sprintf("%s (%s)", m.File.Family, m.Path), r
+		}
+	}
+	return best
+}
+
+func definesMalloc(f *File) bool {
+	return slices.ContainsFunc(f.Found, func(x Found) bool { return slices.Contains(x.Names(), "malloc") }) ||
+		slices.ContainsFunc(f.Skipped, func(x Skipped) bool { return x.Name == "malloc" })
+}
