@@ -64,7 +64,10 @@ type Service struct {
 	close   sync.Once
 }
 
-const startTimeout = 30 * time.Second
+const (
+	startTimeout = 30 * time.Second
+	workerUser   = "www-data" // when started as root
+)
 
 // Start builds the library, writes the configuration and returns once every worker serves requests.
 func Start(ctx context.Context, o Options) (_ *Service, err error) {
@@ -144,6 +147,9 @@ func (s *Service) install() error {
 	if err := errors.Join(os.Chmod(s.Dir, 0o755), os.Chmod(s.path("ledger"), 0o777)); err != nil {
 		return err
 	}
+	if err := checkReachable(s.Dir); err != nil {
+		return err
+	}
 	files, err := fs.Sub(sources, "service")
 	if err != nil {
 		return err
@@ -168,6 +174,20 @@ func (s *Service) install() error {
 	return s.configure(files)
 }
 
+// checkReachable finds a parent directory that is closed to the workers' user.
+func checkReachable(dir string) error {
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&0o001 == 0 && os.Geteuid() == 0 {
+			return fmt.Errorf("use directory %s: nginx's workers run as %s and cannot enter it; chmod o+x it", dir, workerUser)
+		}
+	}
+	return nil
+}
+
 func (s *Service) configure(files fs.FS) error {
 	port, err := freePort()
 	if err != nil {
@@ -186,7 +206,7 @@ func (s *Service) configure(files fs.FS) error {
 		"TLS": s.options.TLS, "Gzip": s.options.Gzip, "User": "",
 	}
 	if os.Geteuid() == 0 {
-		values["User"] = "www-data"
+		values["User"] = workerUser
 	}
 	parsed, err := template.ParseFS(files, "nginx.conf")
 	if err != nil {
@@ -245,7 +265,8 @@ func (s *Service) start(ctx context.Context) error {
 	if err := s.await(ctx, func(pids []int) bool { return len(pids) == s.options.Workers && s.serving(ctx) }); err != nil {
 		_ = s.Close()
 		log, _ := os.ReadFile(s.path("error.log"))
-		return fmt.Errorf("start nginx: %w\n%s%s", err, s.output.String(), log)
+		// The first lines say why; later ones repeat the consequences.
+		return fmt.Errorf("start nginx: %w\n%s%s", err, s.output.String(), log[:min(len(log), 4096)])
 	}
 	return nil
 }
@@ -254,7 +275,7 @@ func (s *Service) start(ctx context.Context) error {
 func (s *Service) await(ctx context.Context, ok func(pids []int) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !ok(s.Workers()) {
 		select {

@@ -231,6 +231,9 @@ func TestCloseLeavesNothing(t *testing.T) {
 
 func TestStartSaysWhyNginxEnded(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // t.TempDir is for one user only
+		t.Fatal(err)
+	}
 	if err := os.Mkdir(filepath.Join(dir, "nginx.pid"), 0o755); err != nil { // nginx cannot write its pid file
 		t.Fatal(err)
 	}
@@ -241,6 +244,16 @@ func TestStartSaysWhyNginxEnded(t *testing.T) {
 	}
 	if !strings.Contains(err.Error(), "nginx.pid") {
 		t.Errorf("error is %v", err)
+	}
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		_, err := Start(t.Context(), Options{Dir: filepath.Join(closed, "service")})
+		if err == nil || !strings.Contains(err.Error(), "use directory "+closed) {
+			t.Errorf("error on a directory that workers cannot enter is %v", err)
+		}
 	}
 	if _, err := Start(t.Context(), Options{Build: "newer"}); err == nil || !strings.Contains(err.Error(), `"newer"`) {
 		t.Errorf("error on an unknown build is %v", err)
