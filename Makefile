@@ -11,6 +11,7 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin
 # -p 1: packages that load BPF programs or measure must not disturb each other.
 TESTFLAGS ?= -race -count=1 -p 1 -timeout 20m
 PKG ?= ./...
+KERNELS ?= all
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -47,9 +48,8 @@ demo: setup build ## trace a leaking nginx worker for 10 s and say how to open t
 bench: setup build ## all benchmarks; writes docs/benchmarks.md (takes long)
 	$(GO) run ./test/bench/cmd/bench
 
-test-kernels: build ## the BPF tests on other kernels, in virtual machines
-	@[ -x test/kernels/run ] || { echo "test/kernels/run does not exist in this tree"; exit 1; }
-	./test/kernels/run
+test-kernels: setup ## the BPF programs and the tracer on other kernels, in virtual machines (KERNELS="5.10 6.1")
+	$(GO) test ./test/kernels/ -count=1 -v -timeout 60m -kernels="$(KERNELS)"
 
 clean: ## remove what the build made
 	rm -rf $(BIN) bin demo.pb.gz
