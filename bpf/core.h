@@ -16,11 +16,13 @@ struct user_pt_regs {
 	__u64 sp, pc, pstate;
 };
 struct pt_regs;
+#define PARM6(ctx) (((struct user_pt_regs *)(ctx))->regs[5])
 #else
 struct pt_regs {
 	unsigned long r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi;
 	unsigned long orig_rax, rip, cs, eflags, rsp, ss;
 };
+#define PARM6(ctx) ((ctx)->r9)
 #endif
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -32,6 +34,15 @@ struct xol_area {
 
 struct uprobes_state {
 	struct xol_area *xol_area;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+/* state that the threads of a process share; live counts those that have not exited */
+struct signal_struct {
+	atomic_t live;
 };
 
 struct mm_struct {
@@ -57,6 +68,8 @@ struct task_struct {
 	void *stack;
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
+	struct signal_struct *signal;
+	int exit_code;
 };
 
 /* the kernel's own pt_regs, known here only for its size (on arm64 it is larger than what user space sees of it) */

@@ -141,6 +141,7 @@ struct unwind {
 	__u32 events;
 	__u32 count_use;
 	__u64 win[UNWIND_WINDOW];
+	__u64 head[3];		/* the caller's, to send something in one piece with the frames */
 	__u64 frames[UNWIND_MAX_FRAMES];
 };
 

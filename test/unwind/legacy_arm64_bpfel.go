@@ -53,6 +53,7 @@ type LegacyUnwind struct {
 	Events    uint32
 	CountUse  uint32
 	Win       [128]uint64
+	Head      [3]uint64
 	Frames    [512]uint64
 }
 

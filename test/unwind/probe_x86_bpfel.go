@@ -59,6 +59,7 @@ type ProbeUnwind struct {
 	Events    uint32
 	CountUse  uint32
 	Win       [128]uint64
+	Head      [3]uint64
 	Frames    [512]uint64
 }
 

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The books: which blocks are live, and what each call stack has allocated and
+ * freed. The trap is order. A block is taken out where free is entered and put
+ * in where malloc returns, because between the two another thread may get the
+ * same address.
+ */
+#ifndef ALLOCSNOOP_BOOKS_H
+#define ALLOCSNOOP_BOOKS_H
+
+/* block in use -> its size and stack; sized by --max-live */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1000000);
+	__type(key, struct live_key);
+	__type(value, struct block);
+} live SEC(".maps");
+
+/* stack, process and kind -> what was allocated and freed; sized by --max-stacks */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct row_key);
+	__type(value, struct row);
+} rows_of_stacks SEC(".maps");
+
+/* enum counter -> count, per CPU */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNT_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* frames of stacks when first seen: struct stack_head, then n frames; sized by user space */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} frames SEC(".maps");
+
+/* An uprobe program may be preempted, so another one can run on this CPU between the load and the store. */
+static __always_inline void count_add(__u32 which, __u64 n)
+{
+	__u64 *c = bpf_map_lookup_elem(&counters, &which);
+
+	if (c)
+		__sync_fetch_and_add(c, n);
+}
+
+static __always_inline void count(__u32 which)
+{
+	count_add(which, 1);
+}
+
+static __always_inline struct live_key live_key(__u64 proc, __u32 kind, __u64 addr)
+{
+	struct live_key k = {
+		.addr = (__u64)kind << KIND_SHIFT | (addr & ((1ULL << KIND_SHIFT) - 1)),
+		.proc = proc,
+	};
+	return k;
+}
+
+static __always_inline __u64 weight_of(__u32 prob)
+{
+	if (prob == ALWAYS || !prob)
+		return 1ULL << WEIGHT_SHIFT;
+	return (1ULL << (WEIGHT_SHIFT + 32)) / prob;
+}
+
+static __always_inline __u64 weighted_bytes(__u64 size, __u32 prob)
+{
+	if (prob == ALWAYS)
+		return size;
+	return size * weight_of(prob) >> WEIGHT_SHIFT;
+}
+
+static __always_inline struct row *row_get(__u64 proc, __u32 kind, __u64 stack)
+{
+	struct row_key k = { .proc = proc, .stack = stack, .kind = kind };
+	struct row *r = bpf_map_lookup_elem(&rows_of_stacks, &k);
+	struct row zero = {};
+
+	if (r)
+		return r;
+	/* Two threads may both try: the loser finds the winner's row. */
+	bpf_map_update_elem(&rows_of_stacks, &k, &zero, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&rows_of_stacks, &k);
+}
+
+static __always_inline void book_alloc(__u64 proc, __u32 kind, struct block *b)
+{
+	struct row *r = row_get(proc, kind, b->stack);
+
+	if (!r) {
+		count(COUNT_ROWS_FULL);
+		return;
+	}
+	__sync_fetch_and_add(&r->alloc_bytes, weighted_bytes(b->size, b->prob));
+	__sync_fetch_and_add(&r->alloc_objects, weight_of(b->prob));
+}
+
+static __always_inline void book_free(__u64 proc, __u32 kind, struct block *b)
+{
+	struct row_key k = { .proc = proc, .stack = b->stack, .kind = kind };
+	struct row *r = bpf_map_lookup_elem(&rows_of_stacks, &k);
+
+	if (!r)
+		return; /* counted when its allocation found no room */
+	__sync_fetch_and_add(&r->free_bytes, weighted_bytes(b->size, b->prob));
+	__sync_fetch_and_add(&r->free_objects, weight_of(b->prob));
+}
+
+/*
+ * live_take takes a block out of the live map into b, without touching the
+ * rows. The value is read before the delete: afterwards it may belong to
+ * another block. Only whoever deleted it may book it.
+ */
+static __always_inline bool live_take(__u64 proc, __u32 kind, __u64 addr, struct block *b)
+{
+	struct live_key k = live_key(proc, kind, addr);
+	struct block *v = bpf_map_lookup_elem(&live, &k);
+
+	if (!v)
+		return false;
+	*b = *v;
+	return bpf_map_delete_elem(&live, &k) == 0;
+}
+
+/* live_put puts a block in. False when there is no room for it. */
+static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct block *b)
+{
+	struct live_key k = live_key(proc, kind, addr);
+	struct block old;
+	long err;
+
+	err = bpf_map_update_elem(&live, &k, b, BPF_NOEXIST);
+	if (!err)
+		return true;
+	/* A block at this address is still in the books: its free was missed. */
+	if (live_take(proc, kind, addr, &old)) {
+		book_free(proc, kind, &old);
+		count(COUNT_OVERWRITTEN);
+		err = bpf_map_update_elem(&live, &k, b, BPF_NOEXIST);
+	}
+	if (!err)
+		return true;
+	count(COUNT_LIVE_FULL);
+	return false;
+}
+
+#endif
