@@ -1,0 +1,378 @@
+package profile
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// SummaryOptions says how the text summary looks. The zero value is for a pipe: 100 columns, no colour, ten stacks.
+type SummaryOptions struct {
+	Width   int // columns; 0 is 100
+	Color   bool
+	Top     int      // stacks shown; 0 is 10
+	Frames  int      // frames shown of each; 0 is 12
+	Profile string   // the file that was written; empty when there is none
+	Notes   []string // what the reader must know beforehand, each a sentence
+}
+
+// WriteSummary writes what a person wants to know at the end of a trace, on one or two screens.
+func WriteSummary(w io.Writer, s *Snapshot, opt SummaryOptions) error {
+	p := newPrinter(w, opt.Width, opt.Color)
+	groups := GroupStacks(s.Stacks)
+	p.header(s, opt)
+	p.totals(s)
+	p.verdicts(s)
+	p.stacks(s, groups, cmp.Or(opt.Top, 10), cmp.Or(opt.Frames, 12))
+	p.quality(s)
+	p.reconciliation(Reconcile(s))
+	p.opening(opt.Profile)
+	return p.err
+}
+
+func (p *printer) header(s *Snapshot, opt SummaryOptions) {
+	counted := "every block counted"
+	if s.SampleBytes > 0 {
+		counted = "sampled, one block per " + FormatBytes(s.SampleBytes) + " on average"
+	}
+	p.wrap(0, text(bold, "%s", whoOf(s.Processes)), text(plain, " traced for %s, %s", formatSpan(s.Duration()), counted))
+	for _, m := range s.Processes {
+		if m.Exited {
+			p.wrap(2, text(yellow, "%s (pid %d) ended: %s", Sanitize(m.Comm), m.PID, cmp.Or(Sanitize(m.Exit), "exit status unknown")))
+		}
+	}
+	for _, note := range opt.Notes {
+		p.wrap(2, text(yellow, "%s", note))
+	}
+}
+
+// whoOf names the traced processes: "nginx (pid 942)", "4 processes: nginx (942, 947, 951), php-fpm (1003)".
+func whoOf(processes []*Process) string {
+	switch len(processes) {
+	case 0:
+		return "No process"
+	case 1:
+		m := processes[0]
+		return fmt.Sprintf("%s (pid %d)%s", Sanitize(m.Comm), m.PID, prefixed(" in container ", shortID(Sanitize(m.Container))))
+	}
+	var comms []string
+	pids := map[string][]string{}
+	for _, m := range processes {
+		if pids[m.Comm] == nil {
+			comms = append(comms, m.Comm)
+		}
+		pids[m.Comm] = append(pids[m.Comm], strconv.Itoa(m.PID))
+	}
+	for i, comm := range comms {
+		list := pids[comm]
+		if len(list) > 8 {
+			list = append(list[:8:8], fmt.Sprintf("%d more", len(list)-8))
+		}
+		comms[i] = fmt.Sprintf("%s (%s)", Sanitize(comm), strings.Join(list, ", "))
+	}
+	return fmt.Sprintf("%d processes: %s", len(processes), strings.Join(comms, ", "))
+}
+
+// Total is the book of one kind.
+type Total struct {
+	Kind                           Kind
+	AllocObjects, AllocBytes       int64
+	FreeObjects, FreeBytes         int64
+	InUseObjectsVar, InUseBytesVar float64
+}
+
+// Totals sums stacks by kind, malloc first. Sums over kinds mean nothing: they may be the same bytes.
+func Totals(stacks []*Stack) []Total {
+	byKind := map[Kind]*Total{}
+	for _, s := range stacks {
+		t := byKind[s.Kind]
+		if t == nil {
+			t = &Total{Kind: s.Kind}
+			byKind[s.Kind] = t
+		}
+		t.AllocObjects += s.AllocObjects
+		t.AllocBytes += s.AllocBytes
+		t.FreeObjects += s.FreeObjects
+		t.FreeBytes += s.FreeBytes
+		t.InUseObjectsVar += s.InUseObjectsVar
+		t.InUseBytesVar += s.InUseBytesVar
+	}
+	totals := make([]Total, 0, len(byKind))
+	for _, t := range byKind {
+		totals = append(totals, *t)
+	}
+	order := []Kind{KindMalloc, KindMmap, KindBrk}
+	place := func(k Kind) int {
+		if i := slices.Index(order, k); i >= 0 {
+			return i
+		}
+		return len(order)
+	}
+	slices.SortFunc(totals, func(a, b Total) int {
+		return cmp.Or(cmp.Compare(place(a.Kind), place(b.Kind)), cmp.Compare(a.Kind, b.Kind))
+	})
+	return totals
+}
+
+func (p *printer) totals(s *Snapshot) {
+	p.blank()
+	totals := Totals(s.Stacks)
+	if len(totals) == 0 {
+		p.wrap(0, text(bold, "Nothing was allocated."))
+		return
+	}
+	p.line(text(bold, "%-10s%14s%13s%15s%15s%14s%10s", "", "in use", "blocks", "allocated", "blocks", "rate", "freed"))
+	for _, t := range totals {
+		p.line(text(plain, "%-10s", Sanitize(string(t.Kind))),
+			text(bold, "%14s", signedBytes(t.AllocBytes-t.FreeBytes)),
+			text(plain, "%13s%15s%15s%14s%10s", count(t.AllocObjects-t.FreeObjects), signedBytes(t.AllocBytes), count(t.AllocObjects),
+				perSecond(t.AllocBytes, s.Duration()), percent(t.FreeBytes, t.AllocBytes)))
+		if t.InUseBytesVar > 0 {
+			p.line(text(dim, "%-10s%14s%13s", "", "± "+FormatBytes(errorBar(t.InUseBytesVar)), "± "+count(int64(errorBar(t.InUseObjectsVar)))),
+				text(dim, "   (95 of 100 times the truth is inside)"))
+		}
+	}
+	if len(totals) > 1 {
+		p.line(text(dim, "Kinds may be the same bytes seen twice; do not add them up."))
+	}
+}
+
+// errorBar is half the width of the 95 % interval.
+func errorBar(variance float64) uint64 { return uint64(math.Round(1.96 * math.Sqrt(max(variance, 0)))) }
+
+func (p *printer) stacks(s *Snapshot, groups []*Group, top, frames int) {
+	if len(groups) == 0 {
+		return
+	}
+	shown := groups[:min(top, len(groups))]
+	p.blank()
+	p.line(text(bold, "Most bytes in use, by call stack"), text(dim, " (%d of %s)", len(shown), count(int64(len(groups)))))
+	severalKinds, severalPIDs := len(Totals(s.Stacks)) > 1, len(s.Processes) > 1
+	for i, g := range shown {
+		p.stackHead(i+1, g, s, severalKinds, severalPIDs)
+		p.stackFrames(g, frames)
+	}
+}
+
+func (p *printer) stackHead(rank int, g *Group, s *Snapshot, kinds, pids bool) {
+	bar := ""
+	if g.InUseBytesVar > 0 {
+		bar = " ± " + FormatBytes(errorBar(g.InUseBytesVar))
+	}
+	owner := g.Owner()
+	where := Sanitize(owner.Library())
+	if id := owner.ShortBuildID(); id != "" {
+		where += " (build " + Sanitize(id) + ")"
+		where = strings.ReplaceAll(where, " ", nbsp)
+	}
+	rest := fmt.Sprintf(" in %s, %s allocated, %s freed", blocks(g.InUseObjects()), perSecond(g.AllocBytes, s.Duration()), percent(g.FreeBytes, g.AllocBytes))
+	if kinds {
+		rest += ", " + Sanitize(string(g.Kind)) + prefixed(" ", Sanitize(g.Label))
+	}
+	if pids {
+		rest += ", " + pidList(g.PIDs())
+	}
+	p.wrap(5, text(bold, "%3d. %s%s", rank, signedBytes(g.InUseBytes()), bar), text(plain, "%s", rest), text(cyan, "   %s", where))
+}
+
+func pidList(pids []int) string {
+	if len(pids) == 1 {
+		return fmt.Sprintf("pid %d", pids[0])
+	}
+	return fmt.Sprintf("in %d processes", len(pids))
+}
+
+type frameLine struct{ name, library, source, note string }
+
+func (p *printer) stackFrames(g *Group, most int) {
+	lines := frameLines(g.Frames)
+	owner := g.Owner()
+	skipped := 0
+	if len(lines) > most {
+		skipped = len(lines) - most
+		lines = lines[:most]
+	}
+	nameWidth, libraryWidth := 12, 8
+	for _, l := range lines {
+		nameWidth = max(nameWidth, min(runes(l.name), p.width-46))
+		libraryWidth = max(libraryWidth, min(runes(l.library), 24))
+	}
+	marked := false
+	for _, l := range lines {
+		marker, style := "  ", plain
+		if !marked && l.name == Sanitize(owner.Function) {
+			marker, style, marked = "> ", bold, true
+		}
+		p.line(text(plain, "     %s", marker), text(style, "%s", pad(l.name, nameWidth)),
+			text(dim, "  %s  %s%s", pad(l.library, libraryWidth), l.source, l.note))
+	}
+	if skipped > 0 {
+		p.line(text(dim, "       ... %d more frames", skipped))
+	}
+}
+
+func frameLines(frames []*Location) []frameLine {
+	var out []frameLine
+	for _, l := range frames {
+		library := Sanitize(baseName(l.Mapping))
+		for i, line := range l.Lines {
+			f := frameLine{Sanitize(line.Function), library, Sanitize(source(line)), ""}
+			if i < len(l.Lines)-1 {
+				f.note = " (inlined)"
+			}
+			out = append(out, f)
+		}
+		switch {
+		case l.Mark != "":
+			out = append(out, frameLine{Sanitize(l.Mark), library, "", ""})
+		case len(l.Lines) == 0:
+			out = append(out, frameLine{Sanitize(placeName(l)), library, "", ""})
+		}
+	}
+	return out
+}
+
+// quality says how far the figures can be trusted and what they cost.
+func (p *printer) quality(s *Snapshot) {
+	p.blank()
+	if share, ok := CompleteShare(s.Unwind); ok {
+		style := plain
+		if share < 0.99 {
+			style = yellow
+		}
+		p.line(text(style, "stacks complete: %s", completeText(share)))
+		for _, c := range s.Unwind {
+			if c.Name != "complete" {
+				p.wrap(4, text(dim, "  %s ended: %s", count(int64(c.Count)), Sanitize(c.Name)))
+			}
+		}
+	}
+	p.probes(s.Probes)
+	if f := s.PreAttach; f != (PreAttach{}) {
+		p.wrap(2, text(plain, "blocks from before the trace: %s freed, %s reallocated (now %s); not in the figures",
+			count(int64(f.Frees)), count(int64(f.Reallocs)), FormatBytes(f.ReallocBytes)))
+	}
+	for _, e := range s.Events {
+		p.wrap(4, text(plain, "at %s: %s", formatSpan(e.At), Sanitize(e.Text)))
+	}
+	for _, c := range s.Losses {
+		if c.Count > 0 {
+			p.wrap(4, text(red, "lost: %s %s", count(int64(c.Count)), Sanitize(c.Name)), text(plain, "%s", prefixed(", ", Sanitize(c.Meaning))))
+		}
+	}
+	if s.LossStated {
+		p.wrap(2, text(red, "The losses exceed the stated limit: the figures are too low (exit code 3)."))
+	}
+	if o := s.Overhead; o != nil {
+		p.wrap(4, text(plain, "%s", overheadText(o, s.Duration())))
+		p.wrap(4, text(dim, "allocsnoop itself: %s of CPU time, %s of memory, %s of kernel maps",
+			formatSpan(o.TracerCPU), FormatBytes(o.TracerRSS), FormatBytes(o.MapBytes)))
+	}
+}
+
+// CompleteShare is the part of the stacks that were unwound to their end; false when there were none.
+func CompleteShare(unwind []Counter) (float64, bool) {
+	var complete, all uint64
+	for _, c := range unwind {
+		all += c.Count
+		if c.Name == "complete" {
+			complete += c.Count
+		}
+	}
+	if all == 0 {
+		return 0, false
+	}
+	return float64(complete) / float64(all), true
+}
+
+// completeText never rounds up to 100 %.
+func completeText(share float64) string {
+	if share == 1 {
+		return "100 %"
+	}
+	return fmt.Sprintf("%.2f %%", math.Floor(share*1e4)/100)
+}
+
+func overheadText(o *Overhead, d time.Duration) string {
+	rate := 0.0
+	if d > 0 {
+		rate = float64(o.Hits) / d.Seconds()
+	}
+	text := fmt.Sprintf("overhead: %s hits/s x %.2f us = %.1f %% of the target's CPU",
+		metric(rate), float64(o.CostPerHit.Nanoseconds())/1000, 100*o.CPUFraction)
+	if o.Budget > 0 {
+		text += fmt.Sprintf(" (budget %s %%)", strconv.FormatFloat(100*o.Budget, 'f', -1, 64))
+	}
+	return text
+}
+
+func (p *printer) probes(probes []Probe) {
+	type file struct{ name, build string }
+	var files []file
+	functions := map[file][]string{}
+	var hits uint64
+	for _, probe := range probes {
+		f := file{probe.File[strings.LastIndexByte(probe.File, '/')+1:], shortID(probe.BuildID)}
+		if functions[f] == nil {
+			files = append(files, f)
+		}
+		functions[f] = append(functions[f], probe.Function)
+		hits += probe.Hits
+	}
+	for _, f := range files {
+		p.wrap(4, text(plain, "probed in %s%s: ", Sanitize(f.name), prefixed(" ", Sanitize(f.build))), text(dim, "%s", Sanitize(strings.Join(functions[f], ", "))))
+	}
+	if len(probes) > 0 && hits == 0 {
+		p.wrap(2, text(red, "No probe was hit: the target called none of these functions, or its allocator is another one."))
+	}
+}
+
+func (p *printer) reconciliation(r *Reconciliation) {
+	if r == nil {
+		return
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "RSS %s =", FormatByteChange(r.Change))
+	parts := append(slices.Clone(r.Parts), RSSPart{"unexplained", r.Unexplained})
+	for i, part := range parts {
+		sign := "+"
+		if part.Bytes < 0 {
+			sign = "-"
+		}
+		if i > 0 || part.Bytes < 0 {
+			b.WriteString(" " + sign)
+		}
+		fmt.Fprintf(&b, " %s %s", FormatBytes(magnitude(part.Bytes)), part.Name)
+	}
+	p.wrap(4, text(plain, "%s", b.String()))
+}
+
+func sortParts(parts []RSSPart) {
+	slices.SortFunc(parts, func(a, b RSSPart) int {
+		return cmp.Or(cmp.Compare(magnitude(b.Bytes), magnitude(a.Bytes)), cmp.Compare(a.Name, b.Name))
+	})
+}
+
+func (p *printer) opening(file string) {
+	if file == "" {
+		return
+	}
+	p.blank()
+	p.plainLine("open it: go tool pprof -http=: " + shellQuote(file))
+}
+
+// shellQuote makes a word that can be pasted into a shell.
+func shellQuote(word string) string {
+	plainWord := word != "" && strings.IndexFunc(word, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:=+@%,", r))
+	}) < 0
+	if plainWord {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
