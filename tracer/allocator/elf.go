@@ -50,10 +50,21 @@ type Found struct {
 	Version string
 	Address uint64 // in the file's own addresses
 	Offset  uint64 // in the file, of the entry
-	Size    uint64 // 0 when unknown
+	Length  uint64 // of its code; 0 when unknown
 	// IFunc: reached through an indirect function of this name; all its candidates are probed.
 	IFunc bool
 	Place Placement
+}
+
+// AtProbe is the function with its arguments where they are when the probe is hit. BPF uses this one.
+func (f Found) AtProbe() Function {
+	g := f.Function
+	for _, arg := range []*int{&g.Size, &g.Count, &g.Ptr, &g.Out, &g.Pool} {
+		if at, moved := f.Place.Moved[*arg]; moved {
+			*arg = at
+		}
+	}
+	return g
 }
 
 // ProbeOffset is the file offset of the instruction to probe.

@@ -20,6 +20,8 @@ const shortReach = 130
 type Rules struct {
 	// LongNops: nops of several bytes are emulated too (6.18 and later); one-byte and prefixed nops always are.
 	LongNops bool
+	// RAX: the tracer can read an argument from rax too (ArgRAX).
+	RAX bool
 }
 
 // Code is the machine code of one function and its surroundings. Addresses are those of the ELF file.
@@ -40,11 +42,17 @@ type Placement struct {
 	Instruction string `json:"instruction"`
 	Emulated    bool   `json:"emulated"` // rather than single-stepped
 	Why         string `json:"why"`
+	// Moved says where arguments are at the probe that have left their own registers: argument position to the
+	// position whose register holds the value there (ArgRAX for rax). Most often it is empty.
+	Moved map[int]int `json:"moved,omitempty"`
 }
 
-// Place chooses the first instruction of a function that the kernel emulates and that every call passes with the
-// argument registers args and the stack pointer as at the entry. Where this cannot be proved the probe stays at the
-// entry. Jumps through tables and pointers are out of reach; compilers do not aim them at a prologue.
+// ArgRAX stands for register rax where a position of an argument is asked for; only with Rules.RAX.
+const ArgRAX = 7
+
+// Place chooses the first instruction of a function that the kernel emulates and that every call passes with the stack
+// pointer as at the entry and every argument of args in some argument register. Where this cannot be proved the probe
+// stays at the entry. Jumps through tables and pointers are out of reach; compilers do not aim them at a prologue.
 func Place(c Code, args []int, rules Rules) Placement {
 	if c.Machine == elf.EM_AARCH64 {
 		return placeArm64(c)
@@ -63,7 +71,7 @@ func Place(c Code, args []int, rules Rules) Placement {
 			Why:         "single-stepped at the entry, about 15 times the cost of an emulated probe: " + fmt.Sprintf(format, a...),
 		}
 	}
-	needed := neededRegisters(args)
+	held := holdArguments(args)
 	limit := maxStretch
 	if c.Size != 0 {
 		limit = min(limit, int(min(c.Size, maxStretch)))
@@ -84,10 +92,13 @@ func Place(c Code, args []int, rules Rules) Placement {
 			if from, jumped := c.jumpInto(offset, in.size); jumped {
 				return stay("%s leads between the entry and the %s at +%d", from, in.text, offset)
 			}
-			p.Why = fmt.Sprintf("every call passes it, arguments intact; the entry (%s) would be single-stepped", first.text)
+			if p.Moved, ok = held.moved(rules); !ok {
+				return stay("at +%d an argument is in a register that is not read", offset)
+			}
+			p.Why = fmt.Sprintf("every call passes it with its arguments; the entry (%s) would be single-stepped", first.text)
 			return p
 		}
-		if why := in.blocks(needed); why != "" {
+		if why := in.blocks(held); why != "" {
 			return stay("%s at +%d %s", in.text, offset, why)
 		}
 		offset += in.size
@@ -311,14 +322,74 @@ const (
 // place as long as rsp is untouched.
 var argumentRegisters = [...]registers{1 << 7, 1 << 6, regDX, regCX, 1 << 8, 1 << 9}
 
-func neededRegisters(args []int) registers {
-	var needed registers
+// holders knows which registers hold each needed argument while the code goes on from the entry.
+type holders map[int]registers
+
+func holdArguments(args []int) holders {
+	h := holders{}
 	for _, a := range args {
 		if a >= 1 && a <= len(argumentRegisters) {
-			needed |= argumentRegisters[a-1]
+			h[a] = argumentRegisters[a-1]
 		}
 	}
-	return needed
+	return h
+}
+
+// write forgets what a register held; false when it was the last copy of an argument.
+func (h holders) write(r registers) bool {
+	for a := range h {
+		h[a] &^= r
+		if h[a] == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// copy notes a move of a whole register.
+func (h holders) copy(to, from registers) bool {
+	copied := map[int]bool{}
+	for a := range h {
+		copied[a] = h[a]&from != 0
+	}
+	ok := true
+	for a := range h {
+		if copied[a] {
+			h[a] |= to
+			continue
+		}
+		h[a] &^= to
+		ok = ok && h[a] != 0
+	}
+	return ok
+}
+
+// moved says where the arguments are that are not at home; false when one is in no register that the tracer reads.
+func (h holders) moved(rules Rules) (map[int]int, bool) {
+	var moved map[int]int
+	for a, in := range h {
+		if in&argumentRegisters[a-1] != 0 {
+			continue
+		}
+		at := 0
+		for i, r := range argumentRegisters {
+			if in&r != 0 {
+				at = i + 1
+				break
+			}
+		}
+		if at == 0 && rules.RAX && in&regAX != 0 {
+			at = ArgRAX
+		}
+		if at == 0 {
+			return nil, false
+		}
+		if moved == nil {
+			moved = map[int]int{}
+		}
+		moved[a] = at
+	}
+	return moved, true
 }
 
 func registerSet(r x86asm.Reg) registers {
@@ -376,8 +447,8 @@ var passable = map[x86asm.Op]effect{
 	x86asm.MUL: writesAXDX, x86asm.IMUL: unaryOrFirst,
 }
 
-// blocks says why a probe must not be moved past the instruction; empty when it may.
-func (in instruction) blocks(needed registers) string {
+// blocks says why a probe must not be moved past the instruction; empty when it may. It keeps the holders up to date.
+func (in instruction) blocks(held holders) string {
 	if in.nop {
 		return ""
 	}
@@ -395,13 +466,30 @@ func (in instruction) blocks(needed registers) string {
 	if written&regSP != 0 {
 		return "moves the stack pointer"
 	}
-	if written&needed != 0 {
+	if to, from, ok := in.copies(); ok {
+		if !held.copy(to, from) {
+			return "overwrites an argument"
+		}
+	} else if !held.write(written) {
 		return "overwrites an argument"
 	}
 	if m, isMem := in.inst.Args[0].(x86asm.Mem); isMem && how != readsOnly && m.Base == x86asm.RSP && m.Disp > -8 {
 		return "may overwrite the return address"
 	}
 	return ""
+}
+
+// copies recognizes a move of one whole register to another.
+func (in instruction) copies() (to, from registers, ok bool) {
+	if in.inst.Op != x86asm.MOV {
+		return 0, 0, false
+	}
+	dst, isReg := in.inst.Args[0].(x86asm.Reg)
+	src, isReg2 := in.inst.Args[1].(x86asm.Reg)
+	if !isReg || !isReg2 || dst < x86asm.RAX || dst > x86asm.R15 || src < x86asm.RAX || src > x86asm.R15 {
+		return 0, 0, false
+	}
+	return registerSet(dst), registerSet(src), true
 }
 
 func (in instruction) writes(how effect) registers {

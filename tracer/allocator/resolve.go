@@ -169,7 +169,7 @@ func (s *scanner) add(byAddress map[uint64]*Found, sym symbol, function Function
 	if known == nil {
 		byAddress[sym.address] = &Found{
 			Function: function, Family: family, Version: sym.version, Address: sym.address,
-			Offset: sym.address - segment.Vaddr + segment.Off, Size: min(sym.size, maxFunction),
+			Offset: sym.address - segment.Vaddr + segment.Off, Length: min(sym.size, maxFunction),
 		}
 		return
 	}
@@ -185,7 +185,7 @@ func (s *scanner) add(byAddress map[uint64]*Found, sym symbol, function Function
 		known.Aliases = append(known.Aliases, alias)
 		slices.Sort(known.Aliases)
 	}
-	known.Size = max(known.Size, min(sym.size, maxFunction))
+	known.Length = max(known.Length, min(sym.size, maxFunction))
 }
 
 // better orders the names of one address: fewer arguments, then the table's order, which starts with the plain names.

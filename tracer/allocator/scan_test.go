@@ -87,7 +87,7 @@ func TestPlacementInDebianLibraries(t *testing.T) {
 			"malloc": 10, "free": 10, "_Znwm": 10, "calloc": 0,
 		}, nil},
 		{libs + "libmimalloc.so.2.0", "d07f4e7dc9a039fcbe7747f416476bd65cb48e8b", FamilyMimalloc, map[string]uint64{
-			"free": 6, "mi_free": 6, "_ZdlPv": 6, "mi_heap_realloc": 2, "_Znwm": 0, "mi_expand": 0,
+			"malloc": 21, "free": 6, "mi_free": 6, "_ZdlPv": 6, "mi_heap_realloc": 2, "_Znwm": 0, "mi_expand": 0,
 		}, []string{"valloc", "cfree", "realloc", "_ZdlPvm"}},
 		{libs + "libstdc++.so.6", "289ee39f8c07bd4fa48102dfeeb7e6f9c76158b4", FamilyCxx, map[string]uint64{
 			"_ZnwmSt11align_val_t": 4,
@@ -117,6 +117,20 @@ func TestPlacementInDebianLibraries(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestMimallocsSizeIsFollowedIntoAnotherRegister(t *testing.T) {
+	f := scanFile(t, libs+"libmimalloc.so.2.0", &Options{Rules: Rules{RAX: true}})
+	if id := buildID(t, libs+"libmimalloc.so.2.0"); id != "d07f4e7dc9a039fcbe7747f416476bd65cb48e8b" {
+		t.Skipf("the registers are known for another build, this is %s", id)
+	}
+	malloc, calloc := find(t, f, "malloc"), find(t, f, "calloc")
+	if got := malloc.AtProbe(); got.Size != 2 || malloc.Size != 1 {
+		t.Errorf("malloc's size is argument %d, at the probe %d, want 1 and 2", malloc.Size, got.Size)
+	}
+	if got := calloc.AtProbe(); got.Count != ArgRAX || got.Size != 2 || !calloc.Place.Emulated {
+		t.Errorf("calloc's count and size are at %d and %d (%+v), want rax and 2", got.Count, got.Size, calloc.Place)
 	}
 }
 

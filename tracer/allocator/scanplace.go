@@ -41,8 +41,8 @@ func (s *scanner) place() {
 }
 
 func (s *scanner) codeOf(f *Found) Code {
-	text, base := s.text(f.Address, 512, f.Size+512)
-	return Code{Machine: s.elf.Machine, Text: text, Base: base, Entry: f.Address, Size: f.Size}
+	text, base := s.text(f.Address, 512, f.Length+512)
+	return Code{Machine: s.elf.Machine, Text: text, Base: base, Entry: f.Address, Size: f.Length}
 }
 
 // stretch is the code between an entry and its probe.
@@ -68,7 +68,7 @@ func (s *scanner) farJumps(stretches []stretch) map[int][]uint64 {
 		for ; i < len(stretches) && stretches[i].lo <= target; i++ {
 			st := stretches[i]
 			f := &s.file.Found[st.index]
-			near := at+512 >= f.Address && at < f.Address+f.Size+512
+			near := at+512 >= f.Address && at < f.Address+f.Length+512
 			if target <= st.hi && !near {
 				hit[st.index] = append(hit[st.index], target)
 			}
