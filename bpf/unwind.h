@@ -6,7 +6,7 @@
  *	struct unwind *u = unwind_scratch();		// NULL: no memory; count the event as lost
  *	unwind_uprobe(u, ctx, slot);			// or unwind_syscall(u, slot)
  *	u->frames[0 .. u->n)	innermost first; see FRAME_* for the two top bits
- *	u->end			enum unwind_end; only END_COMPLETE is a whole stack
+ *	u->end			enum unwind_end; END_COMPLETE and END_ZERO are whole stacks
  *	u->hash			64 bits over frames and end
  *	u->missing_pc		not 0: no mapping known here, user space shall read the maps again
  * slot is the index that Tables.Publish returned for the process; the caller keeps it in its map of processes.
@@ -51,12 +51,12 @@ enum unwind_end {
 	END_DEPTH,	/* more frames than unwind_max_frames */
 	END_NOMAP,	/* the address lies in no mapping that is known */
 	END_NOTABLE,	/* the mapping's file has no unwind table */
-	END_NOROW,	/* the file's table begins above the address */
+	END_NOROW,	/* the file's table leaves this code out */
 	END_INVALID,	/* the table has no usable rule for the address */
 	END_READ,	/* the stack could not be read: paged out or damaged */
 	END_LEAF,	/* a rule that holds in leaf functions only, met in a caller */
 	END_TRAMPOLINE,	/* a uretprobe's trampoline whose return address is not known */
-	END_ZERO,	/* return address 0 */
+	END_ZERO,	/* return address 0: a root by convention, as makecontext and clone leave it */
 	END_BACKWARDS,	/* the caller's frame would lie below its callee's */
 	END_JIT,	/* machine code in anonymous memory that could not be crossed */
 	END_DISTURBED,	/* tables or scratch were changed under the walk */
@@ -431,7 +431,7 @@ static __always_inline int unwind_apply(struct unwind *u, struct unwind_rule *r)
 		if (r->param == CMD_SIGNAL)
 			return unwind_signal(u);
 		if (r->param != CMD_FRAME_POINTER)
-			return unwind_finish(u, END_INVALID);
+			return unwind_finish(u, r->aux_param ? END_NOROW : END_INVALID);
 		cfa = fp + 16;
 		if (unwind_read(u, cfa - 16, &fp) || unwind_read(u, cfa - 8, &pc))
 			return unwind_finish(u, END_READ);
@@ -529,7 +529,7 @@ static __always_inline int unwind_apply(struct unwind *u, struct unwind_rule *r)
 				return unwind_finish(u, END_READ);
 			break;
 		default:
-			return unwind_finish(u, END_INVALID);
+			return unwind_finish(u, r->aux_param ? END_NOROW : END_INVALID);
 		}
 	} else if ((flags & RULE_LEAF_ONLY) && u->ra) {
 		return unwind_finish(u, END_LEAF);
@@ -665,7 +665,9 @@ static __always_inline int unwind_unmapped(struct unwind *u)
 		if (end > 0)
 			return unwind_finish(u, end);
 	}
-	unwind_push(u, u->ra ? u->pc : u->pc | FRAME_EXACT);
+	/* A caller outside everything known may be garbage: no frame, user space is told of it apart. */
+	if (!u->ra)
+		unwind_push(u, u->pc | FRAME_EXACT);
 	u->missing_pc = u->pc;
 	return unwind_finish(u, END_NOMAP);
 }

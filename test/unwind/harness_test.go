@@ -2,6 +2,7 @@ package unwindtest
 
 import (
 	"bufio"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -298,6 +299,8 @@ type target struct {
 	pid int
 	in  io.WriteCloser
 	out *bufio.Reader
+	// begin starts the work when the program does not do so itself
+	begin func()
 }
 
 // start runs a program that prints "ready" once it is.
@@ -376,4 +379,83 @@ func mapped(t testing.TB, pid int, base string) string {
 	}
 	t.Fatalf("%s is not mapped in %d", base, pid)
 	return ""
+}
+
+// attachAt puts a program at an offset in a file.
+func (w *walker) attachAt(t testing.TB, prog *ebpf.Program, pid int, file string, offset uint64) {
+	t.Helper()
+	exe, err := link.OpenExecutable(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := exe.Uprobe("", prog, &link.UprobeOptions{PID: pid, Address: offset})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+}
+
+// symbol is the file offset of a function.
+func symbol(t testing.TB, file, name string) uint64 {
+	t.Helper()
+	f, err := elf.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	symbols, err := f.Symbols()
+	if errors.Is(err, elf.ErrNoSymbols) {
+		symbols, err = f.DynamicSymbols()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range symbols {
+		if s.Name != name || s.Value == 0 {
+			continue
+		}
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_LOAD && s.Value >= p.Vaddr && s.Value < p.Vaddr+p.Filesz {
+				return s.Value - p.Vaddr + p.Off
+			}
+		}
+	}
+	t.Fatalf("no function %s in %s", name, file)
+	return 0
+}
+
+// dropSections copies a program without its section headers, as some packers leave them.
+func dropSections(t testing.TB, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(b[0x28:0x30]) // e_shoff
+	clear(b[0x3a:0x40]) // e_shentsize, e_shnum, e_shstrndx
+	if err := os.WriteFile(to, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startQuiet runs a program that says nothing.
+func startQuiet(t testing.TB, name string, args ...string) *target {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	p := &target{cmd: cmd}
+	var err error
+	p.in, err = cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.pid = cmd.Process.Pid
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return p
 }

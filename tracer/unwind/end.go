@@ -8,19 +8,19 @@ import (
 // End says why a stack ends. The values are enum unwind_end of bpf/unwind.h.
 type End uint32
 
-// Only Complete is a whole stack.
+// The reasons; Whole tells which are good.
 const (
 	None       End = iota
 	Complete       // a root: _start, a thread's start, a coroutine's start
 	Depth          // more frames than asked for
 	NoMapping      // the address lies in no mapping that is known
 	NoTable        // the mapping's file has no unwind table
-	NoRow          // the file's table begins above the address
+	NoRow          // the file's table leaves this code out
 	Invalid        // the table has no usable rule for the address
 	BadRead        // the stack could not be read
 	Leaf           // a rule that holds in leaf functions only, met in a caller
 	Trampoline     // a uretprobe's trampoline whose return address is not known
-	Zero           // return address 0
+	Zero           // return address 0: a root by convention, as makecontext and clone leave it
 	Backwards      // the caller's frame would lie below its callee's
 	JIT            // machine code in anonymous memory that could not be crossed
 	Disturbed      // tables or scratch changed under the walk
@@ -38,6 +38,9 @@ func (e End) String() string {
 	}
 	return endNames[e]
 }
+
+// Whole is true when the stack reaches its root.
+func (e End) Whole() bool { return e == Complete || e == Zero }
 
 // Frames carry two flags above the address.
 const (
@@ -71,7 +74,7 @@ func Frame(raw uint64) (addr uint64, mark string) {
 func (s *Space) Describe(end End, n int, last uint64) string {
 	why := ""
 	switch end {
-	case Complete:
+	case Complete, Zero:
 		return ""
 	case Depth:
 		why = fmt.Sprintf("more than %d frames", n)
@@ -79,16 +82,16 @@ func (s *Space) Describe(end End, n int, last uint64) string {
 		why = "address in no known mapping"
 	case NoTable:
 		why = s.describeNoTable(last)
-	case NoRow, Invalid:
-		why = "no unwind rule for the code in " + s.fileAt(last)
+	case NoRow:
+		why = "no unwind table for " + s.fileAt(last)
+	case Invalid:
+		why = "no usable unwind rule in " + s.fileAt(last)
 	case BadRead:
 		why = "the stack cannot be read beyond " + s.fileAt(last)
 	case Leaf:
 		why = "hand-written code in " + s.fileAt(last)
 	case Trampoline:
 		why = "another tool's return probe"
-	case Zero:
-		why = "return address is zero"
 	case Backwards:
 		why = "stack out of order in " + s.fileAt(last)
 	case JIT:

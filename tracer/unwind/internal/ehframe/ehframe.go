@@ -71,8 +71,11 @@ const (
 	cmdSignal   = support.UnwindCommandSignal
 )
 
-// Invalid is the rule of code without a usable one.
-var Invalid = Rule{Flags: FlagCommand, Param: cmdInvalid}
+// Invalid is the rule of code whose own is not usable; None that of code that the table leaves out.
+var (
+	Invalid = Rule{Flags: FlagCommand, Param: cmdInvalid}
+	None    = Rule{Flags: FlagCommand, Param: cmdInvalid, AuxParam: 1}
+)
 
 // reader hides that it may be an *os.File, which the library would map into memory: a file that shrinks under a
 // mapping kills the process with SIGBUS.
@@ -140,7 +143,7 @@ func (c code) read(vaddr uint64, p []byte) bool {
 	return false
 }
 
-// flatten writes blocks out as rows, with a row of no rule where code without any lies between two of them.
+// flatten writes blocks out as rows, with a row of no rule where code that has none lies between two of them.
 func (t *Table) flatten(intervals *sdtypes.IntervalData, c code) error {
 	numbers := map[Rule]uint16{}
 	number := func(r Rule) (uint16, error) {
@@ -175,7 +178,7 @@ func (t *Table) flatten(intervals *sdtypes.IntervalData, c code) error {
 		}
 		last := i == len(intervals.Blocks)-1
 		if last || intervals.Blocks[i+1].Start > b.End+sdtypes.MinimumGap {
-			if err := add(b.End, Invalid); err != nil {
+			if err := add(b.End, None); err != nil {
 				t.Rows, t.Rules = nil, nil
 				return err
 			}
