@@ -28,6 +28,7 @@ var ErrNotELF = errors.New("not a 64-bit little-endian ELF file for x86-64 or ar
 type File struct {
 	Machine elf.Machine
 	Family  Family // of the allocator in it; empty when it has none
+	BuildID string // lower-case hex; empty when it has none
 	SONAME  string
 	Needed  []string
 	// Static is an executable that brings its own C library.
@@ -54,6 +55,8 @@ type Found struct {
 	// IFunc: reached through an indirect function of this name; all its candidates are probed.
 	IFunc bool
 	Place Placement
+
+	code []byte // from the entry to behind the probed instruction, to compare with what is in memory
 }
 
 // AtProbe is the function with its arguments where they are when the probe is hit. BPF uses this one.
@@ -107,6 +110,7 @@ func Scan(r io.ReaderAt, options *Options) (file *File, err error) {
 		return nil, ErrNotELF
 	}
 	s := &scanner{elf: ef, options: options, file: &File{Machine: ef.Machine}}
+	s.file.BuildID = s.readBuildID()
 	s.readDynamic()
 	s.collect()
 	s.resolve()

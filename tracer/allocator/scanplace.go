@@ -9,6 +9,15 @@ import (
 
 // place chooses the spot of every found function. Jumps from anywhere in the file are looked for in one pass.
 func (s *scanner) place() {
+	s.chooseSpots()
+	for i := range s.file.Found {
+		f := &s.file.Found[i]
+		const longest = 15
+		f.code, _ = s.text(f.Address, 0, f.Place.Offset+longest)
+	}
+}
+
+func (s *scanner) chooseSpots() {
 	found := s.file.Found
 	if s.elf.Machine != elf.EM_X86_64 {
 		for i := range found {

@@ -13,18 +13,24 @@ type FileID struct {
 
 // MappedFile is a file that is mapped executable into a process.
 type MappedFile struct {
-	ID      FileID
-	Path    string // as the target sees it
-	BuildID string
-	File    *File // nil when it could not be read; then Err says why
-	Err     error
+	ID   FileID
+	Path string // as the target sees it
+	// OpenPath leads to the very file that is mapped; uprobes are attached through it.
+	OpenPath string
+	BuildID  string
+	File     *File // nil when it could not be read; then Err says why
+	Err      error
+	// Patched are the addresses (Found.Address) of functions whose code in memory is not the file's.
+	Patched []uint64
 }
 
 // Probe is one function of one file that has to be probed.
 type Probe struct {
-	ID      FileID
-	Path    string
-	BuildID string
+	ID   FileID
+	Path string
+	// OpenPath is a path of this machine for attaching.
+	OpenPath string
+	BuildID  string
 	Found
 }
 
@@ -86,7 +92,12 @@ func (p *Plan) add(m MappedFile) {
 			skip(f, "the loader's own, used before libc is there; nothing of it is ever freed")
 			continue
 		}
-		p.Probes = append(p.Probes, Probe{ID: m.ID, Path: m.Path, BuildID: m.BuildID, Found: f})
+		if slices.Contains(m.Patched, f.Address) {
+			skip(f, "its code in memory is not the file's: another tool has patched it, and a probe would break that")
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s is patched in memory and not probed: its blocks are not seen", m.Path, f.Name))
+			continue
+		}
+		p.Probes = append(p.Probes, Probe{ID: m.ID, Path: m.Path, OpenPath: m.OpenPath, BuildID: m.BuildID, Found: f})
 	}
 }
 
