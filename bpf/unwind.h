@@ -4,7 +4,7 @@
  *
  * How a caller uses it
  *	struct unwind *u = unwind_scratch();		// NULL: no memory; count the event as lost
- *	unwind_uprobe(u, ctx, slot);			// or unwind_syscall(u, slot)
+ *	unwind_uprobe(u, ctx, slot);			// or unwind_uprobe_at, unwind_syscall
  *	u->frames[0 .. u->n)	innermost first; see FRAME_* for the two top bits
  *	u->end			enum unwind_end; END_COMPLETE and END_ZERO are whole stacks
  *	u->hash			64 bits over frames and end
@@ -137,6 +137,7 @@ struct unwind {
 	__u32 n;
 	enum unwind_end end;
 	__u32 ra;		/* pc is a return address */
+	__u32 entry;		/* the first pc is a function's first instruction */
 	__u32 jit_n;		/* frames before the unproven ones in JIT code; 0: none */
 	__u32 events;
 	__u32 count_use;
@@ -421,6 +422,14 @@ static __always_inline int unwind_signal(struct unwind *u)
 	return 0;
 }
 
+/* At a function's first instruction nothing was saved yet: no table is needed. */
+static __always_inline int unwind_leave_entry(struct unwind *u)
+{
+	u->pc = u->lr & UNWIND_ADDRESS;
+	u->ra = 1;
+	return 0;
+}
+
 static __always_inline int unwind_apply(struct unwind *u, struct unwind_rule *r)
 {
 	__u64 cfa, pc, fp = u->fp;
@@ -503,6 +512,16 @@ static __always_inline int unwind_signal(struct unwind *u)
 		return unwind_finish(u, END_READ);
 	/* The interrupted pc is exact, and the interrupted stack may be another one, above or below. */
 	u->ra = 0;
+	return 0;
+}
+
+/* At a function's first instruction only the return address is on the stack: no table is needed. */
+static __always_inline int unwind_leave_entry(struct unwind *u)
+{
+	if (unwind_read(u, u->sp, &u->pc))
+		return unwind_finish(u, END_READ);
+	u->sp += 8;
+	u->ra = 1;
 	return 0;
 }
 
@@ -683,6 +702,11 @@ static __always_inline int unwind_one(struct unwind *u)
 
 	if (!u->pc)
 		return unwind_finish(u, END_ZERO);
+	if (u->entry) {
+		u->entry = 0;
+		unwind_push(u, u->pc | FRAME_EXACT);
+		return unwind_leave_entry(u);
+	}
 	if (u->n >= unwind_max_frames || u->n >= UNWIND_MAX_FRAMES)
 		return unwind_finish(u, END_DEPTH);
 	s = bpf_map_lookup_elem(&unwind_slots, &slot);
@@ -753,6 +777,7 @@ static __always_inline void unwind_begin(struct unwind *u, __u32 slot)
 	u->win_valid = 0;
 	u->mapping = 0;
 	u->jit_n = 0;
+	u->entry = 0;
 	u->events++;
 	u->count_use = (u->events & 15) == 0;
 }
@@ -855,13 +880,22 @@ static __always_inline bool unwind_regs(struct unwind *u, struct pt_regs *regs)
 #define UNWIND_USER_REGS struct pt_regs
 #endif
 
-/* From a uprobe, at whatever instruction it sits. 0, or -1 without a stack. */
-static __always_inline int unwind_uprobe(struct unwind *u, struct pt_regs *ctx, __u32 slot)
+/*
+ * From a uprobe. entry: it sits at a function's first instruction, so that the function itself needs no table (musl's
+ * allocator has none); false is right at any instruction. 0, or -1 without a stack.
+ */
+static __always_inline int unwind_uprobe_at(struct unwind *u, struct pt_regs *ctx, __u32 slot, bool entry)
 {
 	unwind_begin(u, slot);
 	if (!unwind_regs(u, (UNWIND_USER_REGS *)ctx))
 		return unwind_nothing(u);
+	u->entry = entry;
 	return UNWIND_WALK(u);
+}
+
+static __always_inline int unwind_uprobe(struct unwind *u, struct pt_regs *ctx, __u32 slot)
+{
+	return unwind_uprobe_at(u, ctx, slot, false);
 }
 
 /* Where the kernel keeps the registers with which the current task entered it; 0 for kernel threads. */

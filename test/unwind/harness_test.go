@@ -355,6 +355,20 @@ func compile(t testing.TB, source, out string, flags ...string) string {
 	if filepath.Ext(source) == ".cc" {
 		cc = "g++"
 	}
+	return compileWith(t, cc, source, out, flags...)
+}
+
+// buildWith builds with another compiler, if it is there.
+func buildWith(t testing.TB, cc, source string, flags ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(cc); err != nil {
+		t.Skip(err)
+	}
+	return compileWith(t, cc, source, filepath.Join(t.TempDir(), strings.TrimSuffix(source, filepath.Ext(source))), flags...)
+}
+
+func compileWith(t testing.TB, cc, source, out string, flags ...string) string {
+	t.Helper()
 	args := append([]string{"-O2", "-o", out, filepath.Join("testdata", source)}, flags...)
 	if b, err := exec.Command(cc, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v\n%s", cc, strings.Join(args, " "), err, b)
@@ -422,6 +436,32 @@ func symbol(t testing.TB, file, name string) uint64 {
 	}
 	t.Fatalf("no function %s in %s", name, file)
 	return 0
+}
+
+// function is the name of the function at a file offset, as far as the symbol table knows.
+func function(t testing.TB, file string, offset uint64) string {
+	t.Helper()
+	f, err := elf.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	symbols, err := f.Symbols()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_LOAD || offset < p.Off || offset >= p.Off+p.Filesz {
+			continue
+		}
+		addr := offset - p.Off + p.Vaddr
+		for _, s := range symbols {
+			if elf.ST_TYPE(s.Info) == elf.STT_FUNC && addr >= s.Value && addr < s.Value+s.Size {
+				return strings.TrimPrefix(s.Name, "__libc_")
+			}
+		}
+	}
+	return "?"
 }
 
 // dropSections copies a program without its section headers, as some packers leave them.

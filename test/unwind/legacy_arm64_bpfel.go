@@ -49,9 +49,11 @@ type LegacyUnwind struct {
 	N         uint32
 	End       uint32
 	Ra        uint32
+	Entry     uint32
 	JitN      uint32
 	Events    uint32
 	CountUse  uint32
+	_         [4]byte
 	Win       [128]uint64
 	Head      [3]uint64
 	Frames    [512]uint64
@@ -112,6 +114,7 @@ const (
 	LegacyProgBenchEmpty      = "bench_empty"
 	LegacyProgBenchGetStack   = "bench_get_stack"
 	LegacyProgBenchUnwind     = "bench_unwind"
+	LegacyProgOnEntry         = "on_entry"
 	LegacyProgOnLua           = "on_lua"
 	LegacyProgOnReturn        = "on_return"
 	LegacyProgOnSyscall       = "on_syscall"
@@ -171,6 +174,7 @@ type LegacyProgramSpecs struct {
 	BenchEmpty    *ebpf.ProgramSpec `ebpf:"bench_empty"`
 	BenchGetStack *ebpf.ProgramSpec `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.ProgramSpec `ebpf:"bench_unwind"`
+	OnEntry       *ebpf.ProgramSpec `ebpf:"on_entry"`
 	OnLua         *ebpf.ProgramSpec `ebpf:"on_lua"`
 	OnReturn      *ebpf.ProgramSpec `ebpf:"on_return"`
 	OnSyscall     *ebpf.ProgramSpec `ebpf:"on_syscall"`
@@ -278,6 +282,7 @@ type LegacyPrograms struct {
 	BenchEmpty    *ebpf.Program `ebpf:"bench_empty"`
 	BenchGetStack *ebpf.Program `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.Program `ebpf:"bench_unwind"`
+	OnEntry       *ebpf.Program `ebpf:"on_entry"`
 	OnLua         *ebpf.Program `ebpf:"on_lua"`
 	OnReturn      *ebpf.Program `ebpf:"on_return"`
 	OnSyscall     *ebpf.Program `ebpf:"on_syscall"`
@@ -289,6 +294,7 @@ func (p *LegacyPrograms) Close() error {
 		p.BenchEmpty,
 		p.BenchGetStack,
 		p.BenchUnwind,
+		p.OnEntry,
 		p.OnLua,
 		p.OnReturn,
 		p.OnSyscall,

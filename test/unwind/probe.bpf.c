@@ -148,7 +148,24 @@ int on_uprobe(struct pt_regs *ctx)
 	return report(u);
 }
 
-SEC("tracepoint/syscalls/sys_exit_mmap")
+// at a function's first instruction
+SEC("uprobe")
+int on_entry(struct pt_regs *ctx)
+{
+	__u32 *slot = slot_of();
+	struct unwind *u;
+
+	if (!slot)
+		return 0;
+	u = scratch();
+	if (!u)
+		return 0;
+	unwind_uprobe_at(u, ctx, *slot, true);
+	return report(u);
+}
+
+// the end of any system call; raw, since tracefs may not be mounted
+SEC("raw_tracepoint/sys_exit")
 int on_syscall(void *ctx)
 {
 	__u32 *slot = slot_of();

@@ -55,9 +55,11 @@ type ProbeUnwind struct {
 	N         uint32
 	End       ProbeUnwindEnd
 	Ra        uint32
+	Entry     uint32
 	JitN      uint32
 	Events    uint32
 	CountUse  uint32
+	_         [4]byte
 	Win       [128]uint64
 	Head      [3]uint64
 	Frames    [512]uint64
@@ -152,6 +154,7 @@ const (
 	ProbeProgBenchEmpty      = "bench_empty"
 	ProbeProgBenchGetStack   = "bench_get_stack"
 	ProbeProgBenchUnwind     = "bench_unwind"
+	ProbeProgOnEntry         = "on_entry"
 	ProbeProgOnLua           = "on_lua"
 	ProbeProgOnReturn        = "on_return"
 	ProbeProgOnSyscall       = "on_syscall"
@@ -211,6 +214,7 @@ type ProbeProgramSpecs struct {
 	BenchEmpty    *ebpf.ProgramSpec `ebpf:"bench_empty"`
 	BenchGetStack *ebpf.ProgramSpec `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.ProgramSpec `ebpf:"bench_unwind"`
+	OnEntry       *ebpf.ProgramSpec `ebpf:"on_entry"`
 	OnLua         *ebpf.ProgramSpec `ebpf:"on_lua"`
 	OnReturn      *ebpf.ProgramSpec `ebpf:"on_return"`
 	OnSyscall     *ebpf.ProgramSpec `ebpf:"on_syscall"`
@@ -318,6 +322,7 @@ type ProbePrograms struct {
 	BenchEmpty    *ebpf.Program `ebpf:"bench_empty"`
 	BenchGetStack *ebpf.Program `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.Program `ebpf:"bench_unwind"`
+	OnEntry       *ebpf.Program `ebpf:"on_entry"`
 	OnLua         *ebpf.Program `ebpf:"on_lua"`
 	OnReturn      *ebpf.Program `ebpf:"on_return"`
 	OnSyscall     *ebpf.Program `ebpf:"on_syscall"`
@@ -329,6 +334,7 @@ func (p *ProbePrograms) Close() error {
 		p.BenchEmpty,
 		p.BenchGetStack,
 		p.BenchUnwind,
+		p.OnEntry,
 		p.OnLua,
 		p.OnReturn,
 		p.OnSyscall,
