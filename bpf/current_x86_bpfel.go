@@ -214,9 +214,11 @@ type CurrentThread struct {
 		N         uint32
 		End       CurrentUnwindEnd
 		Ra        uint32
+		Entry     uint32
 		JitN      uint32
 		Events    uint32
 		CountUse  uint32
+		_         [4]byte
 		Win       [128]uint64
 		Head      [3]uint64
 		Frames    [512]uint64
