@@ -22,7 +22,9 @@ func WriteJSON(w io.Writer, s *Snapshot, file string) error {
 	if r := Reconcile(s); r != nil {
 		doc.Reconciliation = reconciliationToJSON(r)
 	}
-	for _, g := range GroupStacks(s.Stacks) {
+	groups := GroupStacks(s.Stacks)
+	doc.Verdicts = convert(judge(s, groups), verdictToJSON)
+	for _, g := range groups {
 		doc.Stacks = append(doc.Stacks, groupToJSON(g))
 	}
 	out := json.NewEncoder(w)
@@ -41,6 +43,7 @@ type documentJSON struct {
 	StacksComplete *float64            `json:"stacks_complete,omitempty"`
 	Totals         []totalJSON         `json:"totals"`
 	Reconciliation *reconciliationJSON `json:"reconciliation,omitempty"`
+	Verdicts       []verdictJSON       `json:"verdicts"`
 	Stacks         []stackJSON         `json:"stacks"`
 }
 
@@ -71,6 +74,30 @@ type stackJSON struct {
 	figuresJSON
 	Ages    *agesJSON   `json:"ages,omitempty"`
 	History []pointJSON `json:"history"`
+}
+
+type verdictJSON struct {
+	Class          Class     `json:"class"`
+	Kind           Kind      `json:"kind"`
+	Label          string    `json:"label,omitempty"`
+	Owner          ownerJSON `json:"owner"`
+	BytesPerMinute float64   `json:"growth_bytes_per_minute"`
+	InUseBytes     int64     `json:"inuse_bytes"`
+	InUseObjects   int64     `json:"inuse_objects"`
+	AllocBytes     int64     `json:"alloc_bytes"`
+	AllocObjects   int64     `json:"alloc_objects"`
+	FreeObjects    int64     `json:"free_objects"`
+	Confidence     float64   `json:"confidence"`
+	Evidence       string    `json:"evidence"`
+	Advice         string    `json:"advice,omitempty"`
+	Stacks         int       `json:"call_stacks"`
+}
+
+func verdictToJSON(v Verdict) verdictJSON {
+	return verdictJSON{
+		v.Class, v.Kind, v.Label, ownerToJSON(v.Owner), finite(v.BytesPerMinute), v.InUseBytes, v.InUseObjects,
+		v.AllocBytes, v.AllocObjects, v.FreeObjects, v.Confidence, v.Evidence, v.Advice, len(v.Stacks),
+	}
 }
 
 type ownerJSON struct {

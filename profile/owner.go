@@ -17,6 +17,15 @@ type Owner struct {
 // Library is the file name of the owner's shared object; empty when no file backs it.
 func (o Owner) Library() string { return baseName(o.Mapping) }
 
+// String is "libenc.so session_new".
+func (o Owner) String() string {
+	library := o.Library()
+	if library == "" || strings.HasPrefix(o.Function, library+"+0x") {
+		return o.Function
+	}
+	return library + " " + o.Function
+}
+
 // ShortBuildID is enough of the build-id to tell builds apart by eye.
 func (o Owner) ShortBuildID() string {
 	if o.Mapping == nil {

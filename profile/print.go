@@ -144,11 +144,13 @@ func count(n int64) string {
 	return b.String()
 }
 
-func blocks(n int64) string {
+func blocks(n int64) string { return plural(int(n), "block", "blocks") }
+
+func plural(n int, one, many string) string {
 	if n == 1 {
-		return "1 block"
+		return "1 " + one
 	}
-	return count(n) + " blocks"
+	return count(int64(n)) + " " + many
 }
 
 func magnitude(n int64) uint64 {
