@@ -75,6 +75,7 @@ func newRootCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.AddCommand() // one line a subcommand, each in a file of its own
+	// One line a subcommand, each in a file of its own.
+	root.AddCommand(newDoctorCommand())
 	return root
 }

@@ -35,6 +35,8 @@ type File struct {
 	Static bool
 	// Executable is a program (by its interpreter or type), not a library.
 	Executable bool
+	// Unwind is whether the file says how to unwind its stacks (.eh_frame).
+	Unwind bool
 	// Found are the functions to probe, by address; several names at one address stand once.
 	Found []Found
 	// Skipped are functions of the table that are defined here and need no probe.
@@ -152,11 +154,13 @@ func (s *scanner) readDynamic() {
 	if needed, err := s.elf.DynString(elf.DT_NEEDED); err == nil {
 		f.Needed = needed[:min(len(needed), maxDynamic)]
 	}
-	hasInterp, hasDynamic := false, false
+	hasInterp := false
 	for _, p := range s.elf.Progs {
 		hasInterp = hasInterp || p.Type == elf.PT_INTERP
-		hasDynamic = hasDynamic || p.Type == elf.PT_DYNAMIC
+		f.Unwind = f.Unwind || p.Type == elf.PT_GNU_EH_FRAME
 	}
+	// A file without the header may have the table all the same (static programs of musl).
+	f.Unwind = f.Unwind || s.elf.Section(".eh_frame") != nil
 	pie := false
 	if flags, err := s.elf.DynValue(elf.DT_FLAGS_1); err == nil && len(flags) > 0 {
 		pie = elf.DynFlag1(flags[0])&elf.DF_1_PIE != 0
