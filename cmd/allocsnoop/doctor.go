@@ -52,7 +52,7 @@ func newDoctorCommand() *cobra.Command {
 	var own ownFunctions
 	cmd := &cobra.Command{
 		Use:   "doctor [PID]",
-		Short: "Say what this machine offers for tracing, and which functions of a process would be probed, where and why",
+		Short: "Say what this machine offers for tracing, and what would be probed in a process",
 		Long: `Without PID: what the kernel, the rights and the mounts offer, with a way out where something is missing.
 With PID: the allocators in the process's files, each function's probe (its offset from the entry, the
 instruction there, whether the kernel emulates it or single-steps it, and why there), what needs no probe
@@ -137,7 +137,7 @@ func printDoctor(w io.Writer, report *doctorReport, asJSON bool) error {
 
 func printMachine(w io.Writer, report *doctorReport) {
 	for _, c := range report.Machine {
-		fmt.Fprintf(w, "%-8s %-16s %s\n", c.State, c.Name, profile.Sanitize(c.Detail))
+		printWrapped(w, fmt.Sprintf("%-8s %-16s ", c.State, c.Name), []string{profile.Sanitize(c.Detail)})
 		if c.Fix != "" {
 			printWrapped(w, strings.Repeat(" ", 25)+"-> ", []string{c.Fix})
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -118,6 +119,8 @@ func version(release string) (major, minor int, ok bool) {
 // load tries the one thing that everything else hangs on.
 func (m Machine) load() Check {
 	c := Check{"load a program", OK, "allowed", ""}
+	// Needed below 5.11 only, and may be forbidden where it is not needed: the load itself is the judge.
+	_ = rlimit.RemoveMemlock()
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "doctor", Type: ebpf.Kprobe, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
@@ -129,6 +132,7 @@ func (m Machine) load() Check {
 	c.State, c.Detail = Missing, firstLine(err.Error())
 	switch {
 	case errors.Is(err, unix.EPERM):
+		c.Detail = "not permitted"
 		c.Fix = "run as root, or with CAP_BPF and CAP_PERFMON; in a container also let seccomp pass bpf()"
 	case errors.Is(err, unix.ENOSYS):
 		c.Fix = "build the kernel with CONFIG_BPF_SYSCALL"
