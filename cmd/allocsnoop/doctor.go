@@ -53,10 +53,10 @@ func newDoctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor [PID]",
 		Short: "Say what this machine offers for tracing, and what would be probed in a process",
-		Long: `Without PID: what the kernel, the rights and the mounts offer, with a way out where something is missing.
-With PID: the allocators in the process's files, each function's probe (its offset from the entry, the
-instruction there, whether the kernel emulates it or single-steps it, and why there), what needs no probe
-and what cannot be seen. Nothing is attached.
+		Long: `Without PID: what the kernel, the rights and the mounts offer, with a way out where something is
+missing. With PID: the allocators in the process's files, each function's probe (its offset from the
+entry, the instruction there, whether the kernel emulates or single-steps it, and why there), what
+needs no probe and what cannot be seen. Nothing is attached.
 
 The exit code is 1 when something essential for tracing is missing.`,
 		Args: func(_ *cobra.Command, args []string) error {

@@ -141,7 +141,8 @@ type scanner struct {
 
 // hints are signs of what a file is, seen while its symbols pass by.
 type hints struct {
-	mimalloc, tcmalloc, luaNewstate, goRuntime bool
+	mimalloc, tcmalloc, luaJIT, goRuntime bool
+	luaMakers                             []symbol // functions that make a Lua state
 }
 
 func (s *scanner) note(format string, args ...any) {
@@ -186,7 +187,7 @@ func (s *scanner) collect() {
 			seen[string(name)] = true
 			s.marks[prefix]++
 		}
-		s.hint(name)
+		s.hint(name, sym)
 		if wanted[string(name)] && len(s.matches) < maxMatches {
 			sym.name = string(name)
 			s.matches = append(s.matches, sym)
@@ -237,14 +238,18 @@ func (s *scanner) prefixes() []string {
 	return slices.Compact(prefixes)
 }
 
-func (s *scanner) hint(name []byte) {
+func (s *scanner) hint(name []byte, sym symbol) {
 	switch string(name) {
 	case "mi_malloc":
 		s.hints.mimalloc = true
 	case "tc_malloc", "MallocExtension_ReleaseFreeMemory", "TCMalloc_Internal_GetStats":
 		s.hints.tcmalloc = true
-	case "lua_newstate", "luaL_newstate":
-		s.hints.luaNewstate = true
+	case "lua_newstate", "luaL_newstate", "lj_state_newstate":
+		if len(s.hints.luaMakers) < 8 {
+			s.hints.luaMakers = append(s.hints.luaMakers, sym)
+		}
+	case "luaJIT_setmode":
+		s.hints.luaJIT = true
 	case "runtime.mallocgc":
 		s.hints.goRuntime = true
 	}
