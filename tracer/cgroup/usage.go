@@ -90,17 +90,24 @@ func (g Group) Limit() (uint64, error) {
 	return limit, nil
 }
 
-// Ancestors are the group itself and the groups above it, nearest first. Any of them may have the limit that kills.
+// Ancestors are the group itself and the groups above it, nearest first. Any of them may have the limit that kills. Before
+// 5.11 a v1 group without memory.use_hierarchy limits nobody below.
 func (g Group) Ancestors() []Group {
 	list := []Group{g}
 	for up := g; up.Dir != up.top && up.top != "" && strings.HasPrefix(up.Dir, up.top); {
 		up = Group{Dir: filepath.Dir(up.Dir), Path: filepath.Dir(up.Path), V2: g.V2, top: g.top}
-		if !isGroup(up.Dir) {
+		if !isGroup(up.Dir) || up.flat() {
 			break
 		}
 		list = append(list, up)
 	}
 	return list
+}
+
+// flat says that the group's figures are without those of the groups below.
+func (g Group) flat() bool {
+	hierarchy, err := g.number("memory.use_hierarchy")
+	return !g.V2 && err == nil && hierarchy == 0
 }
 
 // Tightest is the group among the group and its ancestors that is nearest to its limit, and its usage. Without any

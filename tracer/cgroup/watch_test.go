@@ -178,6 +178,9 @@ func TestAKillInAGroupBelowUnderTheLimitAboveIsReported(t *testing.T) {
 	if g.V2 {
 		writeFile(t, filepath.Join(g.Dir, "cgroup.subtree_control"), "+memory")
 	}
+	if g.flat() {
+		writeFile(t, filepath.Join(g.Dir, "memory.use_hierarchy"), "1")
+	}
 	dir := filepath.Join(g.Dir, "worker")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
