@@ -62,6 +62,14 @@ struct {
 	__type(value, __u64);
 } hits SEC(".maps");
 
+/* stacks by enum unwind_end, per CPU */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, END_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} ends SEC(".maps");
+
 struct probe_at {
 	__u64 ip;
 	__u32 tgid;
@@ -189,7 +197,11 @@ static __always_inline void ask_for_table(struct proc *p, struct unwind *u)
 static __always_inline __u64 stack_done(struct proc *p, struct unwind *u, __u32 kind)
 {
 	struct row *r = row_get(p->key, kind, u->hash);
+	__u32 end = u->end;
+	__u64 *n = bpf_map_lookup_elem(&ends, &end);
 
+	if (n)
+		__sync_fetch_and_add(n, 1);
 	if (r)
 		send_frames(r, u, p->key);
 	ask_for_table(p, u);
@@ -580,6 +592,14 @@ int call_returned(struct pt_regs *ctx)
 	return 0;
 }
 
+SEC("uprobe/lua")
+int lua_entered(struct pt_regs *ctx)
+{
+	if (current_proc())
+		unwind_note_lua(ctx);
+	return 0;
+}
+
 #ifndef NO_TASK_STORAGE
 extern bool bpf_session_is_return(void) __ksym __weak;
 
@@ -776,7 +796,8 @@ int process_forked(struct bpf_raw_tracepoint_args *ctx)
 		count(COUNT_NO_PROC_ROOM);
 		return 0;
 	}
-	tell(EVENT_FORK, new.key, from, to, shares ? EVENT_SHARES_MM : 0);
+	tell(EVENT_FORK, new.key, from, to,
+	     (shares ? EVENT_SHARES_MM : 0) | ((__u32)BPF_CORE_READ(parent, pid) == from ? EVENT_BY_LEADER : 0));
 	return 0;
 }
 

@@ -66,6 +66,7 @@ type CurrentEventFlag uint32
 const (
 	CurrentEventFlagEVENT_INTERNAL  CurrentEventFlag = 1
 	CurrentEventFlagEVENT_SHARES_MM CurrentEventFlag = 2
+	CurrentEventFlagEVENT_BY_LEADER CurrentEventFlag = 4
 )
 
 type CurrentEventType uint32
@@ -301,6 +302,7 @@ type CurrentUnwindSlot struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	CurrentMapCounters        = "counters"
+	CurrentMapEnds            = "ends"
 	CurrentMapEvents          = "events"
 	CurrentMapFrames          = "frames"
 	CurrentMapFuncAt          = "func_at"
@@ -319,6 +321,7 @@ const (
 	CurrentProgCallEntered    = "call_entered"
 	CurrentProgCallReturned   = "call_returned"
 	CurrentProgCallSession    = "call_session"
+	CurrentProgLuaEntered     = "lua_entered"
 	CurrentProgProcessExeced  = "process_execed"
 	CurrentProgProcessExited  = "process_exited"
 	CurrentProgProcessForked  = "process_forked"
@@ -381,6 +384,7 @@ type CurrentProgramSpecs struct {
 	CallEntered   *ebpf.ProgramSpec `ebpf:"call_entered"`
 	CallReturned  *ebpf.ProgramSpec `ebpf:"call_returned"`
 	CallSession   *ebpf.ProgramSpec `ebpf:"call_session"`
+	LuaEntered    *ebpf.ProgramSpec `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
@@ -393,6 +397,7 @@ type CurrentProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type CurrentMapSpecs struct {
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	Ends           *ebpf.MapSpec `ebpf:"ends"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
 	Frames         *ebpf.MapSpec `ebpf:"frames"`
 	FuncAt         *ebpf.MapSpec `ebpf:"func_at"`
@@ -447,6 +452,7 @@ func (o *CurrentObjects) Close() error {
 // It can be passed to LoadCurrentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CurrentMaps struct {
 	Counters       *ebpf.Map `ebpf:"counters"`
+	Ends           *ebpf.Map `ebpf:"ends"`
 	Events         *ebpf.Map `ebpf:"events"`
 	Frames         *ebpf.Map `ebpf:"frames"`
 	FuncAt         *ebpf.Map `ebpf:"func_at"`
@@ -467,6 +473,7 @@ type CurrentMaps struct {
 func (m *CurrentMaps) Close() error {
 	return _CurrentClose(
 		m.Counters,
+		m.Ends,
 		m.Events,
 		m.Frames,
 		m.FuncAt,
@@ -508,6 +515,7 @@ type CurrentPrograms struct {
 	CallEntered   *ebpf.Program `ebpf:"call_entered"`
 	CallReturned  *ebpf.Program `ebpf:"call_returned"`
 	CallSession   *ebpf.Program `ebpf:"call_session"`
+	LuaEntered    *ebpf.Program `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
@@ -520,6 +528,7 @@ func (p *CurrentPrograms) Close() error {
 		p.CallEntered,
 		p.CallReturned,
 		p.CallSession,
+		p.LuaEntered,
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,

@@ -163,6 +163,7 @@ type LegacyUnwindSlot struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LegacyMapCounters         = "counters"
+	LegacyMapEnds             = "ends"
 	LegacyMapEvents           = "events"
 	LegacyMapFrames           = "frames"
 	LegacyMapFuncAt           = "func_at"
@@ -182,6 +183,7 @@ const (
 	LegacyMapUnwindSlots      = "unwind_slots"
 	LegacyProgCallEntered     = "call_entered"
 	LegacyProgCallReturned    = "call_returned"
+	LegacyProgLuaEntered      = "lua_entered"
 	LegacyProgProcessExeced   = "process_execed"
 	LegacyProgProcessExited   = "process_exited"
 	LegacyProgProcessForked   = "process_forked"
@@ -243,6 +245,7 @@ type LegacySpecs struct {
 type LegacyProgramSpecs struct {
 	CallEntered   *ebpf.ProgramSpec `ebpf:"call_entered"`
 	CallReturned  *ebpf.ProgramSpec `ebpf:"call_returned"`
+	LuaEntered    *ebpf.ProgramSpec `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
@@ -255,6 +258,7 @@ type LegacyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LegacyMapSpecs struct {
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	Ends             *ebpf.MapSpec `ebpf:"ends"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Frames           *ebpf.MapSpec `ebpf:"frames"`
 	FuncAt           *ebpf.MapSpec `ebpf:"func_at"`
@@ -311,6 +315,7 @@ func (o *LegacyObjects) Close() error {
 // It can be passed to LoadLegacyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LegacyMaps struct {
 	Counters         *ebpf.Map `ebpf:"counters"`
+	Ends             *ebpf.Map `ebpf:"ends"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Frames           *ebpf.Map `ebpf:"frames"`
 	FuncAt           *ebpf.Map `ebpf:"func_at"`
@@ -333,6 +338,7 @@ type LegacyMaps struct {
 func (m *LegacyMaps) Close() error {
 	return _LegacyClose(
 		m.Counters,
+		m.Ends,
 		m.Events,
 		m.Frames,
 		m.FuncAt,
@@ -375,6 +381,7 @@ type LegacyVariables struct {
 type LegacyPrograms struct {
 	CallEntered   *ebpf.Program `ebpf:"call_entered"`
 	CallReturned  *ebpf.Program `ebpf:"call_returned"`
+	LuaEntered    *ebpf.Program `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
@@ -386,6 +393,7 @@ func (p *LegacyPrograms) Close() error {
 	return _LegacyClose(
 		p.CallEntered,
 		p.CallReturned,
+		p.LuaEntered,
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,

@@ -137,3 +137,17 @@ func UprobeSession(prog *ebpf.Program, path string, options SessionOptions) (lin
 	}
 	return link.NewFromFD(int(fd))
 }
+
+// EmulatesLongNops reports whether the kernel emulates nops of several bytes under a uprobe instead of single-stepping
+// them (6.18). It goes by the version: no program can see the difference but in its cost.
+func EmulatesLongNops() bool {
+	var uts unix.Utsname
+	if unix.Uname(&uts) != nil {
+		return false
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 18
+}

@@ -1,0 +1,61 @@
+package tracer
+
+import "github.com/allocsnoop/allocsnoop/tracer/allocator"
+
+// Mode says how precise a trace is.
+type Mode int
+
+// The modes, from the dearest to the cheapest.
+const (
+	Exact  Mode = iota // every block
+	Sample             // blocks by chance, by size; figures are estimates with error bars
+	Growth             // no probe at all: only the growth of the heap and the mappings
+)
+
+// String is the mode's name on the command line.
+func (m Mode) String() string { return [...]string{"exact", "sample", "growth"}[m] }
+
+// Options of a trace. The zero value of a field means its default.
+type Options struct {
+	Mode Mode
+	// SampleBytes is the mean interval of Sample, in bytes; 512 KiB.
+	SampleBytes uint64
+	// Children: what a traced process forks is traced too.
+	Children bool
+	// Execs: the exec of any process is reported to Events.Exec, for services that are chosen by name or path.
+	Execs bool
+
+	MaxLive     uint32 // blocks in use at one time; 1,000,000
+	MaxStacks   uint32 // distinct call stacks, per process and kind; 65,536
+	MaxFrames   uint32 // of one stack; 128
+	MaxProcs    uint32 // processes at one time; 1,024
+	MaxTableMiB uint64 // memory of the unwind tables; 64
+
+	// Declared are functions of the user's own.
+	Declared []allocator.Function
+
+	// Warn is told what a person should know while the trace runs; nil drops it.
+	Warn func(text string)
+}
+
+func (o Options) withDefaults() Options {
+	def := func(v *uint32, d uint32) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&o.MaxLive, 1_000_000)
+	def(&o.MaxStacks, 65_536)
+	def(&o.MaxFrames, 128)
+	def(&o.MaxProcs, 1024)
+	if o.MaxTableMiB == 0 {
+		o.MaxTableMiB = 64
+	}
+	if o.SampleBytes == 0 {
+		o.SampleBytes = 512 << 10
+	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	return o
+}
