@@ -123,6 +123,9 @@ static __always_inline __u64 arg(struct pt_regs *ctx, __u32 n)
 	} else if (n == 6) {
 		v = PARM6(ctx);
 		barrier_var(v);
+	} else if (n == ARG_AX) {
+		v = PT_REGS_RC(ctx);
+		barrier_var(v);
 	}
 	return v;
 }
@@ -132,9 +135,13 @@ static __always_inline __u64 requested(struct pt_regs *ctx, const struct func *f
 {
 	__u64 size = arg(ctx, f->size), n, most;
 
+	if (f->flags & FUNC_INT_SIZE)
+		size = (__u32)size;
 	if (!f->count)
 		return size;
 	n = arg(ctx, f->count);
+	if (f->flags & FUNC_INT_SIZE)
+		n = (__u32)n;
 	if (!((size | n) >> 32) || !size)
 		return size * n;
 	most = ~0ULL / size;
@@ -315,8 +322,15 @@ static __always_inline void on_free(struct proc *p, __u32 kind, __u64 addr)
 
 /* ---- entry ---- */
 
-static __always_inline void take_old(struct proc *p, struct thread *t, struct call *c, __u64 addr)
+static __always_inline void take_old(struct proc *p, struct call *c, __u64 addr)
 {
+	if (c->func.flags & FUNC_PTR_IS_OUT) {
+		c->out = addr;
+		if (bpf_probe_read_user(&addr, sizeof(addr), (void *)addr)) {
+			count(COUNT_READ_FAULT);
+			addr = 0;
+		}
+	}
 	c->addr = addr;
 	if (!addr)
 		return;
@@ -364,6 +378,7 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 	c->func = *f;
 	c->sp = sp;
 	c->addr = 0;
+	c->out = 0;
 	c->flags = 0;
 	c->old.prob = 0;
 	if (!gate || pending_in(t, f->kind)) {
@@ -373,9 +388,9 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 	}
 
 	if (op == OP_REALLOC || op == OP_EXPAND || op == OP_LUA_ALLOC)
-		take_old(p, t, c, arg(ctx, f->ptr));
+		take_old(p, c, arg(ctx, f->ptr));
 	else if (f->out)
-		c->addr = arg(ctx, f->out);
+		c->out = arg(ctx, f->out);
 	prob = sample(t, size);
 	if (!prob) {
 		c->flags |= CALL_UNSAMPLED;
@@ -412,18 +427,29 @@ static __always_inline void add_block(struct proc *p, struct call *c, __u64 addr
 		book_alloc(p->key, c->func.kind, &c->new);
 }
 
+/*
+ * The address that a call which returns a status has left in its out variable;
+ * 0 when it failed, for then the variable holds something old.
+ */
+static __always_inline __u64 out_result(struct call *c, __u64 result)
+{
+	__u64 addr = 0;
+
+	if (c->func.flags & FUNC_STATUS && (__s32)result)
+		return 0;
+	if (c->func.flags & FUNC_TRUTH && !(__u8)result)
+		return 0;
+	if (bpf_probe_read_user(&addr, sizeof(addr), (void *)c->out))
+		count(COUNT_READ_FAULT);
+	return addr;
+}
+
 static __always_inline void alloc_returned(struct proc *p, struct call *c, __u64 result)
 {
 	__u64 addr = result;
 
-	if (c->func.out) {
-		if (c->func.flags & FUNC_STATUS && (__s32)result)
-			return; /* the out variable holds something old */
-		if (bpf_probe_read_user(&addr, sizeof(addr), (void *)c->addr)) {
-			count(COUNT_READ_FAULT);
-			return;
-		}
-	}
+	if (c->out)
+		addr = out_result(c, result);
 	if (addr)
 		add_block(p, c, addr);
 }
@@ -433,6 +459,8 @@ static __always_inline void realloc_returned(struct proc *p, struct call *c, __u
 	__u32 kind = c->func.kind;
 	bool freed = !c->new.size && c->func.flags & FUNC_ZERO_FREES;
 
+	if (c->out)
+		result = out_result(c, result);
 	if (!result) {
 		if (!c->addr)
 			return; /* a failed realloc(NULL) */
@@ -460,9 +488,11 @@ static __always_inline void realloc_returned(struct proc *p, struct call *c, __u
 
 static __always_inline void expand_returned(struct proc *p, struct call *c, __u64 result)
 {
+	bool failed = c->func.flags & FUNC_REAL_SIZE ? result < c->new.size : !result;
+
 	if (!(c->flags & CALL_TOOK_OLD))
 		return;
-	if (result < c->new.size || c->flags & CALL_UNSAMPLED) {
+	if (failed || c->flags & CALL_UNSAMPLED) {
 		put_back(p, c);
 		return;
 	}

@@ -92,7 +92,8 @@ type CurrentFunc struct {
 	Out   uint8
 	Pool  uint8
 	Kind  uint8
-	Flags uint8
+	Pad   uint8
+	Flags uint32
 }
 
 type CurrentFuncFlag uint32
@@ -103,6 +104,10 @@ const (
 	CurrentFuncFlagFUNC_FAIL_FREES CurrentFuncFlag = 4
 	CurrentFuncFlagFUNC_ALLOCATOR  CurrentFuncFlag = 8
 	CurrentFuncFlagFUNC_LEAF       CurrentFuncFlag = 16
+	CurrentFuncFlagFUNC_INT_SIZE   CurrentFuncFlag = 32
+	CurrentFuncFlagFUNC_PTR_IS_OUT CurrentFuncFlag = 64
+	CurrentFuncFlagFUNC_TRUTH      CurrentFuncFlag = 128
+	CurrentFuncFlagFUNC_REAL_SIZE  CurrentFuncFlag = 256
 )
 
 type CurrentLiveKey struct {
@@ -178,8 +183,10 @@ type CurrentThread struct {
 	Calls [8]struct {
 		_     structs.HostLayout
 		Func  CurrentFunc
+		_     [4]byte
 		Sp    uint64
 		Addr  uint64
+		Out   uint64
 		Pool  uint64
 		Flags uint32
 		Pad   uint32

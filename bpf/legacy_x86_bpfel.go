@@ -31,7 +31,8 @@ type LegacyFunc struct {
 	Out   uint8
 	Pool  uint8
 	Kind  uint8
-	Flags uint8
+	Pad   uint8
+	Flags uint32
 }
 
 type LegacyLiveKey struct {
@@ -78,8 +79,10 @@ type LegacyThread struct {
 	Calls [8]struct {
 		_     structs.HostLayout
 		Func  LegacyFunc
+		_     [4]byte
 		Sp    uint64
 		Addr  uint64
+		Out   uint64
 		Pool  uint64
 		Flags uint32
 		Pad   uint32

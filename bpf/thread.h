@@ -26,7 +26,8 @@ enum call_flag {
 struct call {
 	struct func func;
 	__u64 sp; /* at entry, where the return address is */
-	__u64 addr; /* realloc's block, or where the out variable is */
+	__u64 addr; /* realloc's block */
+	__u64 out; /* where the variable is that gets the block's address */
 	__u64 pool;
 	__u32 flags;
 	__u32 pad;

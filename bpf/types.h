@@ -29,9 +29,19 @@ enum func_flag {
 	FUNC_ALLOCATOR = 1 << 3,
 	/* calls no other probed function, so an unsampled call needs no record */
 	FUNC_LEAF = 1 << 4,
+	/* size and count are C ints: the low 32 bits */
+	FUNC_INT_SIZE = 1 << 5,
+	/* the block's address is in the variable that ptr points to (mi_reallocarr) */
+	FUNC_PTR_IS_OUT = 1 << 6,
+	/* the return value is a truth value: not 0 is success */
+	FUNC_TRUTH = 1 << 7,
+	/* OP_EXPAND: the result is the real size, not an address (xallocx) */
+	FUNC_REAL_SIZE = 1 << 8,
 };
 
-/* One probed function. Argument positions count from 1; 0 is "none". */
+#define ARG_AX 7
+
+/* One probed function. Argument positions count from 1, ARG_AX is rax; 0 is "none". */
 struct func {
 	__u8 op;
 	__u8 size;
@@ -40,7 +50,8 @@ struct func {
 	__u8 out; /* points to the variable that gets the pointer; 0: returned */
 	__u8 pool;
 	__u8 kind; /* < 128; blocks of one kind never meet those of another */
-	__u8 flags;
+	__u8 pad;
+	__u32 flags; /* enum func_flag */
 };
 
 /*

@@ -1,0 +1,214 @@
+package tracer
+
+import (
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/allocsnoop/allocsnoop/bpf"
+)
+
+// onEvent applies one event of the BPF side. Events come in the kernel's order.
+func (t *Tracer) onEvent(raw []byte) {
+	if len(raw) < int(unsafe.Sizeof(bpf.Event{})) {
+		return
+	}
+	e := *(*bpf.Event)(unsafe.Pointer(unsafe.SliceData(raw)))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	switch bpf.CurrentEventType(e.Type) {
+	case bpf.CurrentEventTypeEVENT_FORK:
+		t.onFork(&e)
+	case bpf.CurrentEventTypeEVENT_EXEC:
+		t.onExec(&e)
+	case bpf.CurrentEventTypeEVENT_EXIT:
+		t.onExit(&e)
+	case bpf.CurrentEventTypeEVENT_UNKNOWN_PC:
+		if m := t.members[e.Proc]; m != nil && !m.ended {
+			t.tryRefresh(m)
+		}
+	default:
+		if m := t.members[e.Proc]; m != nil {
+			t.onMapping(m, &e)
+		}
+	}
+}
+
+func (t *Tracer) tryRefresh(m *member) {
+	if err := t.refresh(m); err != nil && !gone(m.pid) {
+		t.options.Warn(err.Error())
+	}
+}
+
+// gone tells whether a process has ended: then what could not be read of it is no news.
+func gone(pid int) bool { return unix.Kill(pid, 0) == unix.ESRCH }
+
+func (t *Tracer) onFork(e *bpf.Event) {
+	parent, pid := t.current[int(e.Tgid)], int(e.Other)
+	if parent == nil || t.members[e.Proc] != nil && e.Flags&uint32(bpf.CurrentEventFlagEVENT_SHARES_MM) == 0 {
+		return
+	}
+	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_SHARES_MM) != 0 {
+		t.current[pid] = parent // until it execs
+		return
+	}
+	m := parent.child(e.Proc, pid)
+	if parent.space != nil {
+		m.space = t.tables.Share(parent.space, pid)
+	}
+	t.members[m.key] = m
+	t.current[pid] = m
+	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 && t.probes.inherit {
+		t.tryRefresh(m) // another thread than the main one forked: no uprobe was inherited
+	}
+}
+
+func (t *Tracer) onExec(e *bpf.Event) {
+	pid := int(e.Tgid)
+	if e.Proc == 0 {
+		return
+	}
+	old := t.current[pid]
+	if old != nil && old.pid == pid {
+		t.end(old)
+		old.execed = true
+	}
+	m := newMember(e.Proc, pid)
+	m.identify()
+	if old != nil {
+		m.process.Container = old.process.Container
+	}
+	t.members[m.key] = m
+	t.current[pid] = m
+	t.tryRefresh(m)
+}
+
+func (t *Tracer) onExit(e *bpf.Event) {
+	pid := int(e.Tgid)
+	m := t.current[pid]
+	if m == nil {
+		return
+	}
+	delete(t.current, pid)
+	if m.pid == pid {
+		t.end(m)
+		m.process.Exited = true
+		m.process.Exit = exitText(e.Other)
+		t.log("process %d (%s) %s", pid, m.process.Comm, m.process.Exit)
+	}
+	if len(t.current) == 0 {
+		t.doneOnce.Do(func() { close(t.done) })
+	}
+}
+
+// end gives back what a member holds. Its books stay.
+func (t *Tracer) end(m *member) {
+	if m.ended {
+		return
+	}
+	m.ended = true
+	if m.space != nil {
+		t.tables.Release(m.space)
+	}
+	hooks := m.hooks
+	m.hooks = nil
+	if len(hooks) > 0 {
+		go func() { _ = closeAll(hooks) }() // takes grace periods; events must not wait for them
+	}
+}
+
+func exitText(status uint32) string {
+	if sig := syscall.Signal(status & 0x7f); sig != 0 {
+		return fmt.Sprintf("was killed by signal %d (%s)", sig, sig)
+	}
+	return fmt.Sprintf("exited with status %d", status>>8&0xff)
+}
+
+const (
+	mapStack         = 0x20000
+	mapNoReserve     = 0x4000
+	mremapDontUnmap  = 4
+	labelThreadStack = "thread stack"
+	labelReserved    = "reserved"
+)
+
+// onMapping applies one successful system call to a member's address space.
+func (t *Tracer) onMapping(m *member, e *bpf.Event) {
+	of := region{time: e.Time, internal: e.Flags&uint32(bpf.CurrentEventFlagEVENT_INTERNAL) != 0, key: regionKey{stack: e.Stack}}
+	switch bpf.CurrentEventType(e.Type) {
+	case bpf.CurrentEventTypeEVENT_MMAP:
+		t.onMmap(m, e, of)
+	case bpf.CurrentEventTypeEVENT_MUNMAP:
+		m.regions.cut(e.Args[0], e.Args[0]+wholePages(e.Args[1]))
+	case bpf.CurrentEventTypeEVENT_MREMAP:
+		onMremap(m.regions, e, of)
+	case bpf.CurrentEventTypeEVENT_BRK:
+		of.key.brk = true
+		onBrk(m, e, of)
+	}
+}
+
+func (t *Tracer) onMmap(m *member, e *bpf.Event, of region) {
+	end := e.Result + wholePages(e.Args[1])
+	prot, flags := e.Args[2], e.Args[3]
+	if flags&unix.MAP_ANONYMOUS == 0 {
+		m.regions.cut(e.Result, end)
+		if prot&unix.PROT_EXEC != 0 && !m.ended {
+			t.tryRefresh(m)
+		}
+		return
+	}
+	switch {
+	case flags&mapStack != 0:
+		of.key.label = labelThreadStack
+	case prot == unix.PROT_NONE || flags&mapNoReserve != 0:
+		of.key.label = labelReserved
+	}
+	m.regions.add(e.Result, end, of)
+}
+
+func onMremap(r *regions, e *bpf.Event, of region) {
+	from, to := e.Args[0], e.Result
+	oldSize, newSize := wholePages(e.Args[1]), wholePages(e.Args[2])
+	source := r.at(from)
+	if oldSize == 0 || e.Args[3]&mremapDontUnmap != 0 {
+		// The old range stays: the new one is memory of its own, through the same stack.
+		if source != nil {
+			of.key, of.internal = source.key, source.internal
+		}
+		r.add(to, to+newSize, of)
+		return
+	}
+	r.cut(from+newSize, from+oldSize)
+	if from != to {
+		r.move(from, min(oldSize, newSize), to)
+	}
+	if newSize <= oldSize {
+		return
+	}
+	if last := r.at(to + oldSize - 1); last != nil {
+		r.extend(last, to+oldSize, to+newSize)
+		return
+	}
+	r.add(to+oldSize, to+newSize, of) // a mapping from before the trace grew
+}
+
+func onBrk(m *member, e *bpf.Event, of region) {
+	old, now := m.brk, e.Result
+	m.brk = now
+	if old == 0 || e.Args[0] != now {
+		return // a query, a failure, or the first that is heard of the heap
+	}
+	if now > old {
+		m.regions.add(old, now, of)
+	} else {
+		m.regions.cut(now, old)
+	}
+}
+
+func wholePages(n uint64) uint64 { return (n + pageSize() - 1) &^ (pageSize() - 1) }

@@ -1,0 +1,324 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/tracer/allocator"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/unwind"
+)
+
+// member is one image of one traced process: exec ends it and begins another. All fields are guarded by Tracer.mu.
+type member struct {
+	key     uint64 // of struct proc: generation and tgid
+	pid     int
+	process *profile.Process
+	space   *unwind.Space
+	regions *regions
+	brk     uint64
+	hooks   []*hook
+	opened  map[*probe]bool
+	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
+	objects    map[*profile.Mapping]*object
+	allocators []codeRange
+	locations  map[uint64]*profile.Location
+	inForce    string
+	ended      bool
+	execed     bool // the image was replaced: its blocks are gone, and were no leak
+}
+
+type codeRange struct{ start, end uint64 }
+
+func newMember(key uint64, pid int) *member {
+	return &member{
+		key: key, pid: pid, regions: newRegions(), opened: map[*probe]bool{}, objects: map[*profile.Mapping]*object{},
+		locations: map[uint64]*profile.Location{}, process: &profile.Process{PID: pid, Started: time.Now()},
+	}
+}
+
+// identify reads what a person knows the process by.
+func (m *member) identify() {
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", m.pid))
+	if len(comm) > 0 {
+		m.process.Comm = strings.TrimSuffix(string(comm), "\n")
+	}
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", m.pid)); err == nil {
+		m.process.Exe = strings.TrimSuffix(exe, " (deleted)")
+	}
+}
+
+// child is the member that a fork makes: it has its parent's memory, but nothing that was counted for the parent.
+func (m *member) child(key uint64, pid int) *member {
+	c := newMember(key, pid)
+	c.brk = m.brk
+	c.process.Comm, c.process.Exe, c.process.Container = m.process.Comm, m.process.Exe, m.process.Container
+	c.inForce = m.inForce
+	c.allocators = slices.Clone(m.allocators)
+	for _, old := range m.process.Mappings {
+		mapping := *old
+		c.process.Mappings = append(c.process.Mappings, &mapping)
+		c.objects[&mapping] = m.objects[old]
+	}
+	return c
+}
+
+// initialBrk is where the heap ends, or where it would begin.
+func initialBrk(pid int, ranges []memory.Range) uint64 {
+	for i := range ranges {
+		if ranges[i].Path == "[heap]" {
+			return ranges[i].End
+		}
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	const startBrk = 47 - 3 // field 47 of proc(5); fields from the third on follow the command's last parenthesis
+	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if len(fields) <= startBrk {
+		return 0
+	}
+	n, _ := strconv.ParseUint(fields[startBrk], 10, 64)
+	return n
+}
+
+// refresh brings unwind tables, files and probes of a member up to what it has mapped now. It is called when the member
+// joins, after exec, and when it mapped code.
+func (t *Tracer) refresh(m *member) error {
+	ranges, err := memory.FS{}.Maps(m.pid)
+	if err != nil {
+		return fmt.Errorf("read mappings of process %d: %w", m.pid, err)
+	}
+	if m.brk == 0 {
+		m.brk = initialBrk(m.pid, ranges)
+	}
+	errTables := t.publish(m)
+	t.noteMappings(m, ranges)
+	return errors.Join(errTables, t.probe(m, ranges))
+}
+
+// publish gives the unwinder the member's mappings.
+func (t *Tracer) publish(m *member) error {
+	old := m.space
+	var space *unwind.Space
+	var err error
+	if old == nil {
+		space, err = t.tables.Publish(m.pid)
+	} else {
+		space, err = t.tables.Refresh(old)
+	}
+	if err != nil {
+		return fmt.Errorf("prepare unwind tables of process %d: %w", m.pid, err)
+	}
+	if space == old {
+		return nil
+	}
+	m.space = space
+	err = t.updateProc(m, func(p *bpf.Proc) { p.Slot = space.Slot })
+	if old != nil {
+		t.tables.Release(old)
+	}
+	return err
+}
+
+// updateProc changes the BPF side's record of a member, unless it stands for a later image by now.
+func (t *Tracer) updateProc(m *member, change func(*bpf.Proc)) error {
+	var p bpf.Proc
+	tgid := uint32(m.pid)
+	if err := t.programs.Procs.Lookup(tgid, &p); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil // it is gone; its exit event is on the way
+		}
+		return fmt.Errorf("look up process %d: %w", m.pid, err)
+	}
+	if p.Key != m.key {
+		return nil
+	}
+	change(&p)
+	if err := t.programs.Procs.Update(tgid, p, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("update process %d: %w", m.pid, err)
+	}
+	return nil
+}
+
+// noteMappings adds mappings of code that were not there before to the inventory. Those that are gone stay: stacks from
+// their time are still to be named.
+func (t *Tracer) noteMappings(m *member, ranges []memory.Range) {
+	for i := range ranges {
+		r := &ranges[i]
+		vdso := r.Path == "[vdso]"
+		if r.Perms&memory.Exec == 0 || !r.IsFile() && !vdso || hasMapping(m.process.Mappings, r) {
+			continue
+		}
+		mapping := &profile.Mapping{Start: r.Start, Limit: r.End, Offset: r.Offset, File: r.Path}
+		if !vdso {
+			o, err := t.files.open(m.pid, r)
+			if err != nil {
+				continue
+			}
+			mapping.Size, mapping.ModTime = o.size, o.time
+			mapping.Replaced = r.Deleted || replacedOnDisk(m.pid, r)
+			m.objects[mapping] = o
+		}
+		if u, ok := m.space.Find(r.Start); ok {
+			mapping.BuildID = u.BuildID()
+		}
+		m.process.Mappings = append(m.process.Mappings, mapping)
+	}
+}
+
+func hasMapping(mappings []*profile.Mapping, r *memory.Range) bool {
+	return slices.ContainsFunc(mappings, func(m *profile.Mapping) bool {
+		return m.Start == r.Start && m.Limit == r.End && m.Offset == r.Offset && m.File == r.Path
+	})
+}
+
+// probe puts probes on the allocator functions of the files that the member has mapped.
+func (t *Tracer) probe(m *member, ranges []memory.Range) error {
+	if t.options.Mode == Growth {
+		return t.probeLua(m, ranges)
+	}
+	objects := map[allocator.FileID]*object{}
+	at := map[allocator.FileID][]*memory.Range{}
+	var mapped []allocator.MappedFile
+	for i := range ranges {
+		r := &ranges[i]
+		if r.Perms&memory.Exec == 0 || !r.IsFile() {
+			continue
+		}
+		o, err := t.files.open(m.pid, r)
+		if err != nil {
+			t.options.Warn(err.Error())
+			continue
+		}
+		at[o.id] = append(at[o.id], r)
+		if objects[o.id] != nil {
+			continue
+		}
+		objects[o.id] = o
+		scan, err := t.files.scanned(o)
+		file := allocator.MappedFile{ID: o.id, Path: r.Path, File: scan, Err: err}
+		if u, ok := m.space.Find(r.Start); ok {
+			file.BuildID = u.BuildID()
+		}
+		mapped = append(mapped, file)
+	}
+	plan := allocator.Select(mapped)
+	m.inForce = plan.InForce
+	m.notes(t, plan)
+	var errs []error
+	for _, a := range plan.Probes {
+		errs = append(errs, t.probeFunction(m, a, objects[a.ID], at[a.ID]))
+	}
+	errs = append(errs, t.probeLua(m, ranges))
+	return errors.Join(errs...)
+}
+
+func (m *member) notes(t *Tracer, plan allocator.Plan) {
+	for _, note := range plan.Notes {
+		if !slices.Contains(t.notes, note) {
+			t.notes = append(t.notes, note)
+		}
+	}
+}
+
+func (t *Tracer) probeFunction(m *member, a allocator.Probe, o *object, at []*memory.Range) error {
+	p, err := t.probes.define(a, o.file)
+	if err != nil {
+		return err
+	}
+	if m.opened[p] {
+		return nil
+	}
+	for _, r := range at {
+		entry, ok := addressOf(r, a.Offset)
+		if !ok {
+			continue
+		}
+		m.allocators = append(m.allocators, codeRange{entry, entry + max(a.Length, 1)})
+		if err := t.probes.address(p, m.pid, entry+a.Place.Offset); err != nil {
+			return err
+		}
+	}
+	hooks, err := t.probes.open(p, m.pid)
+	if err != nil {
+		return err
+	}
+	m.opened[p] = true
+	m.hooks = append(m.hooks, hooks...)
+	return nil
+}
+
+// probeLua watches which LuaJIT VM a thread runs, so that the unwinder can cross compiled code.
+func (t *Tracer) probeLua(m *member, ranges []memory.Range) error {
+	if t.programs.LuaEntered == nil {
+		return nil
+	}
+	for i := range ranges {
+		u, ok := m.space.Find(ranges[i].Start)
+		if !ok || !ranges[i].IsFile() {
+			continue
+		}
+		for _, hook := range u.LuaHooks() {
+			o, err := t.files.open(m.pid, &ranges[i])
+			if err != nil {
+				return err
+			}
+			p, err := t.probes.defineLua(o.id, hook.Offset, o.file)
+			if err != nil {
+				return err
+			}
+			if m.opened[p] {
+				continue
+			}
+			hooks, err := t.probes.open(p, m.pid)
+			if err != nil {
+				return err
+			}
+			m.opened[p] = true
+			m.hooks = append(m.hooks, hooks...)
+		}
+	}
+	return nil
+}
+
+// addressOf is where a process has a file's byte, if the range holds it.
+func addressOf(r *memory.Range, offset uint64) (uint64, bool) {
+	if offset < r.Offset || offset-r.Offset >= r.Size() {
+		return 0, false
+	}
+	return r.Start + offset - r.Offset, true
+}
+
+// isInternal tells whether a stack leads through an allocator: what it maps holds blocks that have books of their own.
+func (m *member) isInternal(frames []uint64) bool {
+	for _, raw := range frames {
+		addr, mark := unwind.Frame(raw)
+		if mark == "" && slices.ContainsFunc(m.allocators, func(c codeRange) bool { return addr >= c.start && addr < c.end }) {
+			return true
+		}
+	}
+	return false
+}
+
+// replacedOnDisk tells whether the path that a range was mapped from holds another file by now.
+func replacedOnDisk(pid int, r *memory.Range) bool {
+	mapped, err := os.Stat(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.Start, r.End))
+	if err != nil {
+		return false
+	}
+	now, err := os.Lstat(filepath.Join(fmt.Sprintf("/proc/%d/root", pid), r.Path))
+	return err == nil && now.Mode().IsRegular() && !os.SameFile(mapped, now)
+}

@@ -1,0 +1,289 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/tracer/allocator"
+)
+
+const maxFuncs = 512 // MAX_FUNCS of bpf/allocsnoop.bpf.c
+
+// probes is the set of probed functions. A function is defined once as a uprobe event of its file, carries its program
+// on an anchor event, and is then opened for each process: the kernel puts breakpoints only into those.
+type probes struct {
+	programs *programs
+	tracefs  *tracefs
+	group    string // of the event names; tells whose they are
+	inherit  bool
+	kinds    *kinds
+
+	mu    sync.Mutex
+	known map[probeKey]*probe
+	luas  int
+	order []*probe
+}
+
+type probeKey struct {
+	file   allocator.FileID
+	offset uint64
+}
+
+type probe struct {
+	id         uint32
+	allocator  allocator.Probe
+	entry, ret uint64 // ids of the events; ret 0: none
+	names      []string
+	anchors    []*hook
+}
+
+var probeSets atomic.Uint32
+
+func newProbes(p *programs, fs *tracefs, kinds *kinds, inherit bool) *probes {
+	return &probes{
+		programs: p, tracefs: fs, kinds: kinds, inherit: inherit,
+		group: fmt.Sprintf("allocsnoop_%d_%d", os.Getpid(), probeSets.Add(1)),
+		known: map[probeKey]*probe{},
+	}
+}
+
+// define makes sure that the function is a probe. file is open for as long as the call takes.
+func (s *probes) define(a allocator.Probe, file *os.File) (*probe, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := probeKey{a.ID, a.ProbeOffset()}
+	if p := s.known[key]; p != nil {
+		return p, nil
+	}
+	if len(s.order) == maxFuncs {
+		return nil, fmt.Errorf("probe %s: more than %d functions", a.Name, maxFuncs)
+	}
+	f, err := s.function(a.AtProbe())
+	if err != nil {
+		return nil, fmt.Errorf("probe %s: %w", a.Name, err)
+	}
+	p := &probe{id: uint32(len(s.order)), allocator: a}
+	if err := s.programs.Funcs.Put(p.id, f); err != nil {
+		return nil, fmt.Errorf("probe %s: %w", a.Name, err)
+	}
+	path := fmt.Sprintf("/proc/self/fd/%d", file.Fd())
+	p.entry, err = s.event(p, "", path, key.offset, s.programs.CallEntered, false)
+	if err == nil && a.Op.NeedsReturn() {
+		p.ret, err = s.event(p, "_ret", path, key.offset, s.programs.CallReturned, true)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("probe %s of %s: %w", a.Name, a.Path, err), s.remove(p))
+	}
+	s.known[key] = p
+	s.order = append(s.order, p)
+	return p, nil
+}
+
+// defineLua puts the program that learns a thread's LuaJIT VM on one function.
+func (s *probes) defineLua(id allocator.FileID, offset uint64, file *os.File) (*probe, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := probeKey{id, offset}
+	if p := s.known[key]; p != nil {
+		return p, nil
+	}
+	s.luas++
+	p := &probe{}
+	var err error
+	p.entry, err = s.event(p, fmt.Sprintf("_lua%d", s.luas), fmt.Sprintf("/proc/self/fd/%d", file.Fd()), offset, s.programs.LuaEntered, false)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("probe LuaJIT: %w", err), s.remove(p))
+	}
+	s.known[key] = p
+	return p, nil
+}
+
+// event defines one uprobe and anchors the program on it. The anchor is an event of allocsnoop's own process, which does
+// not map the file, so that it puts no breakpoint anywhere.
+func (s *probes) event(p *probe, suffix, path string, offset uint64, prog *ebpf.Program, ret bool) (uint64, error) {
+	name := fmt.Sprintf("%s/f%d%s", s.group, p.id, suffix)
+	id, err := s.tracefs.defineUprobe(name, path, offset, ret)
+	if err != nil {
+		return 0, err
+	}
+	p.names = append(p.names, name)
+	perf, err := openTracepoint(id, os.Getpid(), false)
+	if err != nil {
+		return 0, fmt.Errorf("open uprobe event: %w", err)
+	}
+	h, err := setProgram(perf, prog, uint64(p.id), s.programs.haveCookie)
+	if err != nil {
+		return 0, err
+	}
+	p.anchors = append(p.anchors, h)
+	return id, nil
+}
+
+// open puts the probe into a process.
+func (s *probes) open(p *probe, pid int) ([]*hook, error) {
+	var hooks []*hook
+	for _, id := range []uint64{p.entry, p.ret} {
+		if id == 0 {
+			continue
+		}
+		perf, err := openTracepoint(id, pid, s.inherit)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open probe of %s in process %d: %w", p.allocator.Name, pid, err), closeAll(hooks))
+		}
+		hooks = append(hooks, &hook{perf: perf, link: -1})
+	}
+	return hooks, nil
+}
+
+// address tells the programs of kernels without cookies where a process has the probed instruction.
+func (s *probes) address(p *probe, pid int, ip uint64) error {
+	if s.programs.haveCookie {
+		return nil
+	}
+	if err := s.programs.FuncAt.Put(bpf.ProbeAt{Ip: ip, Tgid: uint32(pid)}, p.id); err != nil {
+		return fmt.Errorf("note address of %s: %w", p.allocator.Name, err)
+	}
+	return nil
+}
+
+func (s *probes) remove(p *probe) error {
+	errs := []error{closeAll(p.anchors)}
+	for _, name := range p.names {
+		errs = append(errs, s.tracefs.removeUprobe(name))
+	}
+	p.names, p.anchors = nil, nil
+	return errors.Join(errs...)
+}
+
+// Close takes the definitions away. The hooks of all processes must be closed by then. It may be called twice.
+func (s *probes) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var anchors []*hook
+	for _, p := range s.known {
+		anchors = append(anchors, p.anchors...)
+		p.anchors = nil
+	}
+	errs := []error{closeAll(anchors)}
+	for _, p := range s.known {
+		errs = append(errs, s.remove(p))
+	}
+	return errors.Join(errs...)
+}
+
+// all are the probes of allocator functions by number.
+func (s *probes) all() []*probe {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.order)
+}
+
+// function is the BPF side's view of a function.
+func (s *probes) function(f allocator.Function) (bpf.Func, error) {
+	kind, err := s.kinds.number(f.Kind)
+	if err != nil {
+		return bpf.Func{}, err
+	}
+	op, ok := map[allocator.Op]bpf.CurrentOp{
+		allocator.Alloc: bpf.CurrentOpOP_ALLOC, allocator.Realloc: bpf.CurrentOpOP_REALLOC, allocator.Free: bpf.CurrentOpOP_FREE,
+		allocator.Expand: bpf.CurrentOpOP_EXPAND, allocator.LuaAlloc: bpf.CurrentOpOP_LUA_ALLOC,
+	}[f.Op]
+	if !ok {
+		return bpf.Func{}, fmt.Errorf("operation %v is not supported", f.Op)
+	}
+	b := bpf.Func{
+		Op: uint8(op), Size: uint8(f.Size), Count: uint8(f.Count), Ptr: uint8(f.Ptr), Out: uint8(f.Out), Pool: uint8(f.Pool), Kind: kind,
+	}
+	for flag, bit := range map[allocator.Flags]bpf.CurrentFuncFlag{
+		allocator.ZeroSizeFrees: bpf.CurrentFuncFlagFUNC_ZERO_FREES, allocator.FreesOnFailure: bpf.CurrentFuncFlagFUNC_FAIL_FREES,
+		allocator.StatusZero: bpf.CurrentFuncFlagFUNC_STATUS, allocator.StatusNonZero: bpf.CurrentFuncFlagFUNC_TRUTH,
+		allocator.IntSize: bpf.CurrentFuncFlagFUNC_INT_SIZE, allocator.PtrIsOut: bpf.CurrentFuncFlagFUNC_PTR_IS_OUT,
+		allocator.ExpandReturnsSize: bpf.CurrentFuncFlagFUNC_REAL_SIZE,
+	} {
+		if f.Flags&flag != 0 {
+			b.Flags |= uint32(bit)
+		}
+	}
+	if f.Kind == profile.KindMalloc || f.Kind == profile.KindLuaJIT {
+		b.Flags |= uint32(bpf.CurrentFuncFlagFUNC_ALLOCATOR)
+	}
+	return b, nil
+}
+
+// kinds numbers the kinds that blocks can have; number 0 stands for stacks of mappings.
+type kinds struct {
+	mu    sync.Mutex
+	names []profile.Kind
+}
+
+func newKinds() *kinds { return &kinds{names: []profile.Kind{""}} }
+
+func (k *kinds) number(name profile.Kind) (uint8, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	i := slices.Index(k.names, name)
+	if i < 0 {
+		i = len(k.names)
+		k.names = append(k.names, name)
+	}
+	if i > 127 {
+		return 0, errors.New("more than 127 kinds of blocks")
+	}
+	return uint8(i), nil
+}
+
+func (k *kinds) name(number uint32) profile.Kind {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if int(number) >= len(k.names) {
+		return ""
+	}
+	return k.names[number]
+}
+
+// closeAll closes hooks at the same time: each waits for the kernel's grace periods.
+func closeAll(hooks []*hook) error {
+	errs := make([]error, len(hooks))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 64)
+	for i, h := range hooks {
+		wg.Go(func() {
+			slots <- struct{}{}
+			errs[i] = h.Close()
+			<-slots
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// removeStale takes away definitions that a killed allocsnoop left. They probe nothing, but they are a trace.
+func (t *tracefs) removeStale() error {
+	fd, err := unix.Openat(t.fd, "uprobe_events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("list uprobe events: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "uprobe_events")
+	defer f.Close()
+	var errs []error
+	for line := range lines(f) {
+		_, rest, _ := strings.Cut(line, ":")
+		name, _, _ := strings.Cut(rest, " ")
+		var pid, n int
+		if _, err := fmt.Sscanf(name, "allocsnoop_%d_%d/", &pid, &n); err != nil || unix.Kill(pid, 0) == nil {
+			continue
+		}
+		errs = append(errs, t.removeUprobe(name))
+	}
+	return errors.Join(errs...)
+}

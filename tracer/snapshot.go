@@ -1,0 +1,419 @@
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/symbolize"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/unwind"
+)
+
+// bookKey names a stack's book across kinds.
+type bookKey struct {
+	stackKey
+	kind  profile.Kind
+	label string
+}
+
+// book is what one stack allocated and freed.
+type book struct {
+	allocObjects, allocBytes, freeObjects, freeBytes int64
+	// of the blocks in use, from the live map
+	objectsVar, bytesVar float64
+	live                 []time.Duration // ages
+}
+
+// moment is the books as they stood at one time of the trace.
+type moment struct {
+	at    time.Duration
+	books map[bookKey]profile.Point
+}
+
+// Note keeps how the books stand now, for the growth over time that verdicts are made of.
+func (t *Tracer) Note() error {
+	books, err := t.readBooks(false)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at := time.Since(t.started)
+	m := moment{at, make(map[bookKey]profile.Point, len(books))}
+	for k, b := range books {
+		m.books[k] = profile.Point{At: at, AllocObjects: b.allocObjects, AllocBytes: b.allocBytes, FreeObjects: b.freeObjects, FreeBytes: b.freeBytes}
+	}
+	t.history = append(t.history, m)
+	return nil
+}
+
+// readBooks reads the rows of the BPF side and the mappings of ours. With live it also walks the blocks in use.
+func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
+	if err := t.readers.flush(); err != nil {
+		return nil, err
+	}
+	books := map[bookKey]*book{}
+	err := eachEntry(t.programs.RowsOfStacks, func(k *bpf.RowKey, r *bpf.Row) {
+		kind := t.kinds.name(k.Kind)
+		if kind == "" || r.AllocObjects == 0 {
+			return
+		}
+		books[bookKey{stackKey{k.Proc, k.Stack}, kind, ""}] = &book{
+			allocObjects: objects(r.AllocObjects), allocBytes: int64(r.AllocBytes),
+			freeObjects: objects(r.FreeObjects), freeBytes: int64(r.FreeBytes),
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the books: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.members {
+		t.addRegions(books, m, live)
+	}
+	if live {
+		if err := t.addLive(books); err != nil {
+			return nil, err
+		}
+	}
+	for k, b := range books {
+		if m := t.members[k.proc]; m != nil && m.execed {
+			b.freeObjects, b.freeBytes = b.allocObjects, b.allocBytes
+		}
+	}
+	return books, nil
+}
+
+// objects rounds a sum of weights, kept in units of 2^-20, to whole blocks.
+func objects(weights uint64) int64 {
+	const shift = 20
+	return int64((weights + 1<<(shift-1)) >> shift)
+}
+
+func (t *Tracer) addRegions(books map[bookKey]*book, m *member, ages bool) {
+	for k, b := range m.regions.books {
+		if b.allocObjects == 0 {
+			continue
+		}
+		if s := t.stacks[stackKey{m.key, k.stack}]; s != nil && m.isInternal(s.frames) {
+			continue
+		}
+		books[regionBookKey(m, k)] = &book{
+			allocObjects: b.allocObjects, allocBytes: b.allocBytes, freeObjects: b.freeObjects, freeBytes: b.freeBytes,
+		}
+	}
+	if !ages {
+		return
+	}
+	now := t.nowNS()
+	seen := map[*region]bool{}
+	for _, p := range m.regions.pieces {
+		if seen[p.of] {
+			continue
+		}
+		seen[p.of] = true
+		if b := books[regionBookKey(m, p.of.key)]; b != nil {
+			b.live = append(b.live, age(now, p.of.time))
+		}
+	}
+}
+
+func regionBookKey(m *member, k regionKey) bookKey {
+	kind := profile.KindMmap
+	if k.brk {
+		kind = profile.KindBrk
+	}
+	return bookKey{stackKey{m.key, k.stack}, kind, k.label}
+}
+
+// nowNS is the monotonic time that ages are measured at: the end of the trace once it has ended.
+func (t *Tracer) nowNS() uint64 {
+	if t.stopped.IsZero() {
+		return monotonic()
+	}
+	return t.startNS + uint64(t.stopped.Sub(t.started))
+}
+
+func age(now, then uint64) time.Duration {
+	if then > now {
+		return 0
+	}
+	return time.Duration(now - then)
+}
+
+// addLive walks the blocks in use for their ages and, when sampled, for the variance of the estimates.
+func (t *Tracer) addLive(books map[bookKey]*book) error {
+	now := t.nowNS()
+	err := eachEntry(t.programs.Live, func(k *bpf.LiveKey, v *bpf.Block) {
+		const kindShift = 57
+		b := books[bookKey{stackKey{k.Proc, v.Stack}, t.kinds.name(uint32(k.Addr >> kindShift)), ""}]
+		if b == nil {
+			return
+		}
+		b.live = append(b.live, age(now, v.Time))
+		if v.Prob != always {
+			p := float64(v.Prob) / (1 << 32)
+			b.objectsVar += (1 - p) / (p * p)
+			b.bytesVar += float64(v.Size) * float64(v.Size) * (1 - p) / (p * p)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("walk the blocks in use: %w", err)
+	}
+	return nil
+}
+
+// eachEntry visits a hash map in batches, and one by one where the kernel has no batches.
+func eachEntry[K, V any](m *ebpf.Map, visit func(*K, *V)) error {
+	const batch = 4096
+	keys, values := make([]K, batch), make([]V, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			return eachSingly(m, visit)
+		}
+		for i := range n {
+			visit(&keys[i], &values[i])
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func eachSingly[K, V any](m *ebpf.Map, visit func(*K, *V)) error {
+	var k K
+	var v V
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		visit(&k, &v)
+	}
+	return it.Err()
+}
+
+// Snapshot turns the books into a profile without names; see Symbolize.
+func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
+	books, err := t.readBooks(true)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	taken := t.stopped
+	if taken.IsZero() {
+		taken = time.Now()
+	}
+	s := &profile.Snapshot{
+		Command: strings.Join(os.Args, " "), Started: t.started, Taken: taken, Probes: t.probed(), Events: slices.Clone(t.events),
+	}
+	if t.options.Mode == Sample {
+		s.SampleBytes = t.options.SampleBytes
+	}
+	for _, key := range slices.Sorted(maps.Keys(t.members)) {
+		m := t.members[key]
+		if m.ended && !hasBooks(books, key) {
+			continue // a process that came and went without an allocation
+		}
+		s.Processes = append(s.Processes, m.process)
+	}
+	lost := 0
+	for k, b := range books {
+		m := t.members[k.proc]
+		if m == nil {
+			continue
+		}
+		st := t.stackOf(m, k, b)
+		if t.stacks[k.stackKey] == nil {
+			lost++
+		}
+		s.Stacks = append(s.Stacks, st)
+	}
+	slices.SortFunc(s.Stacks, func(a, b *profile.Stack) int { return int(min(max(b.InUseBytes()-a.InUseBytes(), -1), 1)) })
+	t.addCounters(s, lost)
+	if t.rss.Before != nil && t.rss.After != nil {
+		rss := t.rss
+		s.RSS = &rss
+	}
+	return s, nil
+}
+
+func hasBooks(books map[bookKey]*book, proc uint64) bool {
+	for k := range books {
+		if k.proc == proc {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Tracer) stackOf(m *member, k bookKey, b *book) *profile.Stack {
+	st := &profile.Stack{
+		Kind: k.kind, Label: k.label, PID: m.pid,
+		AllocObjects: b.allocObjects, AllocBytes: b.allocBytes, FreeObjects: b.freeObjects, FreeBytes: b.freeBytes,
+		InUseObjectsVar: b.objectsVar, InUseBytesVar: b.bytesVar,
+		Ages: ages(b.live, t.nowNS()-t.startNS),
+	}
+	st.Frames, st.Complete = t.framesOf(m, k.stackKey)
+	for _, h := range t.history {
+		if p, ok := h.books[k]; ok {
+			st.History = append(st.History, p)
+		} else {
+			st.History = append(st.History, profile.Point{At: h.at})
+		}
+	}
+	return st
+}
+
+func ages(live []time.Duration, traced uint64) *profile.Ages {
+	if len(live) == 0 {
+		return nil
+	}
+	slices.Sort(live)
+	a := &profile.Ages{Min: live[0], Median: live[len(live)/2], Max: live[len(live)-1]}
+	half, _ := slices.BinarySearch(live, time.Duration(traced/2))
+	a.Old = int64(len(live) - half)
+	return a
+}
+
+// framesOf makes locations of a stack's addresses; those of one address are shared within a process.
+func (t *Tracer) framesOf(m *member, k stackKey) ([]*profile.Location, bool) {
+	s := t.stacks[k]
+	if s == nil {
+		return []*profile.Location{{Mark: "[stack lost: buffer full]"}}, false
+	}
+	frames := make([]*profile.Location, 0, len(s.frames)+1)
+	for _, raw := range s.frames {
+		frames = append(frames, m.location(raw))
+	}
+	end := unwind.End(s.end)
+	if end == unwind.Complete {
+		return frames, true
+	}
+	mark := "[truncated: no unwind tables yet]"
+	if m.space != nil {
+		var last uint64
+		if len(s.frames) > 0 {
+			last = s.frames[len(s.frames)-1]
+		}
+		mark = m.space.Describe(end, len(s.frames), last)
+	}
+	return append(frames, &profile.Location{Mark: mark}), false
+}
+
+func (m *member) location(raw uint64) *profile.Location {
+	if l := m.locations[raw]; l != nil {
+		return l
+	}
+	addr, mark := unwind.Frame(raw)
+	l := &profile.Location{Address: addr, Mark: mark}
+	if mark == "" {
+		l.Mapping = m.mappingAt(addr)
+	}
+	m.locations[raw] = l
+	return l
+}
+
+// mappingAt is the newest mapping that holds an address.
+func (m *member) mappingAt(addr uint64) *profile.Mapping {
+	for _, p := range slices.Backward(m.process.Mappings) {
+		if addr >= p.Start && addr < p.Limit {
+			return p
+		}
+	}
+	return nil
+}
+
+// probed is the list of probes with their hits.
+func (t *Tracer) probed() []profile.Probe {
+	var list []profile.Probe
+	for _, p := range t.probes.all() {
+		var perCPU []uint64
+		_ = t.programs.Hits.Lookup(p.id, &perCPU)
+		list = append(list, profile.Probe{
+			Function: strings.Join(p.allocator.Names(), ", "), File: p.allocator.Path, BuildID: p.allocator.BuildID,
+			Offset: p.allocator.Place.Offset, Hits: sum(perCPU), Emulated: p.allocator.Place.Emulated,
+		})
+	}
+	return list
+}
+
+// Hits is how often any probe was hit.
+func (t *Tracer) Hits() uint64 {
+	var n uint64
+	for _, p := range t.probed() {
+		n += p.Hits
+	}
+	return n
+}
+
+// InUse is the sum of bytes in use by kind at this moment, cheap enough for a progress line.
+func (t *Tracer) InUse() (map[profile.Kind]int64, error) {
+	books, err := t.readBooks(false)
+	if err != nil {
+		return nil, err
+	}
+	sums := map[profile.Kind]int64{}
+	for k, b := range books {
+		sums[k.kind] += b.allocBytes - b.freeBytes
+	}
+	return sums, nil
+}
+
+// Symbolize fills in the names of a snapshot of this tracer.
+func (t *Tracer) Symbolize(ctx context.Context, s *profile.Snapshot, options symbolize.Options) error {
+	return symbolize.New(options).Snapshot(ctx, s, t)
+}
+
+// Open implements symbolize.FileSource with the files as the processes had them mapped.
+func (t *Tracer) Open(m *profile.Mapping) (symbolize.File, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, member := range t.members {
+		if o := member.objects[m]; o != nil {
+			return borrowed{o.file}, nil
+		}
+	}
+	return nil, nil
+}
+
+// residentByKind adds up the resident memory of all living members.
+func (t *Tracer) residentByKind() map[string]uint64 {
+	sums := map[string]uint64{}
+	for pid, m := range t.current {
+		if m.pid != pid {
+			continue
+		}
+		kinds, err := memory.RSSByKind(pid)
+		if err != nil {
+			continue
+		}
+		for k, n := range kinds {
+			sums[k] += n
+		}
+	}
+	return sums
+}
+
+const always = math.MaxUint32
+
+func sum(ns []uint64) (total uint64) {
+	for _, n := range ns {
+		total += n
+	}
+	return total
+}

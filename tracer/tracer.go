@@ -1,0 +1,274 @@
+// Package tracer counts the allocations of live processes: it loads the BPF programs, places probes, feeds the unwind
+// tables, follows processes as they fork, exec and exit, and reads the books into a profile.Snapshot.
+//
+// The trap is order. Tables are published before probes go live, or the first stacks are cut; the gate opens after the
+// last probe is in and shuts before the first is out, or frees are seen without their allocations; and the books are read
+// after the probes are out, or they change below the reader.
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/tracer/kernel"
+	"github.com/allocsnoop/allocsnoop/tracer/unwind"
+)
+
+// Tracer traces a service: one process or many. Its methods may be called from any goroutine.
+type Tracer struct {
+	options  Options
+	programs *programs
+	tracefs  *tracefs
+	tables   *unwind.Tables
+	files    *files
+	kinds    *kinds
+	probes   *probes
+	hooks    []*hook     // of system calls
+	links    []link.Link // of process events
+	readers  *readers
+
+	mu       sync.Mutex
+	members  map[uint64]*member // by key, all that ever were
+	current  map[int]*member    // by pid, those that live
+	stacks   map[stackKey]*stack
+	notes    []string
+	events   []profile.Event
+	started  time.Time
+	startNS  uint64 // CLOCK_MONOTONIC
+	stopped  time.Time
+	history  []moment
+	rss      profile.RSSChange
+	done     chan struct{}
+	doneOnce sync.Once
+	closed   bool
+}
+
+// New loads the programs. Nothing is traced before Add and Start.
+func New(o Options) (t *Tracer, err error) {
+	o = o.withDefaults()
+	t = &Tracer{
+		options: o, kinds: newKinds(),
+		files:   newFiles(o.Declared, kernel.EmulatesLongNops()),
+		members: map[uint64]*member{}, current: map[int]*member{}, stacks: map[stackKey]*stack{},
+		done: make(chan struct{}),
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}()
+	raiseFileLimit()
+	if t.programs, err = loadPrograms(o); err != nil {
+		return nil, err
+	}
+	if t.tracefs, err = openTracefs(); err != nil {
+		return nil, err
+	}
+	if err := t.tracefs.removeStale(); err != nil {
+		o.Warn(err.Error())
+	}
+	t.tables, err = unwind.New(unwind.Maps{
+		Rows: t.programs.UnwindRows, Rules: t.programs.UnwindRules, Slots: t.programs.UnwindSlots, BinUse: t.programs.UnwindBinUse,
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("prepare unwind tables: %w", err)
+	}
+	t.probes = newProbes(t.programs, t.tracefs, t.kinds, o.Children)
+	if err := t.setSampling(o); err != nil {
+		return nil, err
+	}
+	if t.readers, err = startReaders(t); err != nil {
+		return nil, err
+	}
+	if err := t.watch(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// watch attaches what is not the business of one process: system calls, forks, execs, exits.
+func (t *Tracer) watch() error {
+	for _, name := range syscalls {
+		for _, half := range []string{"enter", "exit"} {
+			prog := t.programs.SyscallEnter
+			if half == "exit" {
+				prog = t.programs.SyscallExit
+			}
+			id, err := t.tracefs.id("syscalls/sys_" + half + "_" + name)
+			if err != nil {
+				return err
+			}
+			h, err := attachTracepoint(prog, id, t.programs.haveCookie)
+			if err != nil {
+				return fmt.Errorf("watch system call %s: %w", name, err)
+			}
+			t.hooks = append(t.hooks, h)
+		}
+	}
+	for name, prog := range map[string]*ebpf.Program{
+		"sched_process_fork": t.programs.ProcessForked,
+		"sched_process_exec": t.programs.ProcessExeced,
+		"sched_process_exit": t.programs.ProcessExited,
+	} {
+		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: name, Program: prog})
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", name, err)
+		}
+		t.links = append(t.links, l)
+	}
+	return nil
+}
+
+// Add takes a process in: tables first, then probes. It may be called before Start and while tracing.
+func (t *Tracer) Add(pid int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current[pid] != nil {
+		return nil
+	}
+	m := newMember((monotonic()>>10)<<32|uint64(uint32(pid)), pid)
+	m.identify()
+	return t.admit(m)
+}
+
+// admit makes a member known to the BPF side and to the books. Forked members are known to the BPF side already.
+func (t *Tracer) admit(m *member) error {
+	p := bpf.Proc{Key: m.key, Slot: noSlot}
+	if t.options.Children {
+		p.Flags |= uint32(bpf.CurrentProcFlagPROC_FOLLOW)
+	}
+	if err := t.programs.Procs.Put(uint32(m.pid), p); err != nil {
+		return fmt.Errorf("take in process %d: %w", m.pid, err)
+	}
+	if err := t.refresh(m); err != nil {
+		return errors.Join(err, t.programs.Procs.Delete(uint32(m.pid)), closeAll(m.hooks))
+	}
+	t.members[m.key] = m
+	t.current[m.pid] = m
+	return nil
+}
+
+const noSlot = ^uint32(0)
+
+// Start opens the gate: from now on everything counts.
+func (t *Tracer) Start() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rss.Before = t.residentByKind()
+	t.started = time.Now()
+	t.startNS = monotonic()
+	if err := t.programs.Gate.Set(uint32(1)); err != nil {
+		return fmt.Errorf("open the gate: %w", err)
+	}
+	return nil
+}
+
+// Done is closed when no traced process is left.
+func (t *Tracer) Done() <-chan struct{} { return t.done }
+
+// Stop shuts the gate and takes all probes out. The books then stand still. It may be called twice.
+func (t *Tracer) Stop() error {
+	t.mu.Lock()
+	if !t.stopped.IsZero() {
+		t.mu.Unlock()
+		return nil
+	}
+	err := t.programs.Gate.Set(uint32(0))
+	t.stopped = time.Now()
+	if len(t.current) > 0 {
+		t.rss.After = t.residentByKind()
+	}
+	t.mu.Unlock()
+	return errors.Join(err, t.detach())
+}
+
+// detach takes everything out of the targets and the kernel. Each piece waits for grace periods, so they go together.
+func (t *Tracer) detach() error {
+	t.mu.Lock()
+	hooks := t.hooks
+	for _, m := range t.members {
+		hooks = append(hooks, m.hooks...)
+		m.hooks = nil
+	}
+	links := t.links
+	t.hooks, t.links = nil, nil
+	t.mu.Unlock()
+
+	var wg sync.WaitGroup
+	errs := make([]error, len(links)+1)
+	for i, l := range links {
+		wg.Go(func() { errs[i] = l.Close() })
+	}
+	wg.Go(func() { errs[len(links)] = closeAll(hooks) })
+	wg.Wait()
+	if t.probes != nil {
+		errs = append(errs, t.probes.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Close stops and frees everything. Snapshots that were taken stay good; their files are closed. It may be called twice.
+func (t *Tracer) Close() error {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	t.closed = true
+	t.mu.Unlock()
+	errs := []error{t.detach()}
+	if t.readers != nil {
+		errs = append(errs, t.readers.Close())
+	}
+	if t.tables != nil {
+		errs = append(errs, t.tables.Close())
+	}
+	if t.tracefs != nil {
+		errs = append(errs, t.tracefs.Close())
+	}
+	if t.programs != nil {
+		errs = append(errs, t.programs.Close())
+	}
+	return errors.Join(append(errs, t.files.Close())...)
+}
+
+func (t *Tracer) log(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	at := time.Duration(0)
+	if !t.started.IsZero() {
+		at = time.Since(t.started)
+	}
+	t.events = append(t.events, profile.Event{At: at, Text: text})
+}
+
+func monotonic() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return uint64(ts.Nano())
+}
+
+// raiseFileLimit makes room for the events of many processes. Where it may not, fewer processes fit.
+func raiseFileLimit() {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return
+	}
+	want := unix.Rlimit{Cur: max(limit.Cur, 1<<20), Max: max(limit.Max, 1<<20)}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &want) != nil {
+		limit.Cur = limit.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+}
+
+func pageSize() uint64 { return uint64(os.Getpagesize()) }
