@@ -131,8 +131,8 @@ func isArena(r, next *Range) bool {
 	if r.End == base+arenaSize {
 		return r.Size() == arenaSize // full
 	}
-	return next.Kind == "" && next.Perms&^Shared == 0 && next.Inode == 0 && next.Path == "" &&
-		next.Start == r.End && next.End >= base+arenaSize
+	// Not writable is all that a core made by gcore says of it.
+	return next.Perms&(Write|Exec) == 0 && next.IsAnonymous() && next.Start == r.End && next.End >= base+arenaSize
 }
 
 // isStackSize: a stack's size is a round number, with its guard (glibc) or without (musl).

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // target is a running testdata/target.c.
@@ -33,7 +34,7 @@ func buildC(tb testing.TB, name string) string {
 		buildDirs = append(buildDirs, dir)
 		exe := filepath.Join(dir, strings.TrimSuffix(name, ".c"))
 		out, err := exec.Command("gcc", "-g", "-O1", "-pthread", "-Wl,--build-id,-z,now", "-o", exe,
-			filepath.Join("testdata", name)).CombinedOutput()
+			filepath.Join(sourceDir, name)).CombinedOutput()
 		if err != nil {
 			return "", fmt.Errorf("gcc %s: %w: %s", name, err, out)
 		}
@@ -47,8 +48,9 @@ func buildC(tb testing.TB, name string) string {
 }
 
 var (
-	builds    sync.Map
-	buildDirs []string
+	sourceDir, _ = filepath.Abs("testdata")
+	builds       sync.Map
+	buildDirs    []string
 )
 
 func TestMain(m *testing.M) {
@@ -79,12 +81,35 @@ func startTarget(tb testing.TB, args ...string) *target {
 	for in := bufio.NewScanner(stdout); in.Scan(); {
 		name, value, _ := strings.Cut(in.Text(), " ")
 		if name == "ready" {
+			t.awaitSleep(tb)
 			return t
 		}
 		t.addr[name], _ = strconv.ParseUint(value, 16, 64)
 	}
 	tb.Fatal("the target ended before it was ready")
 	return nil
+}
+
+// awaitSleep waits until the threads are where they stay, so that the target itself touches no more pages.
+func (t *target) awaitSleep(tb testing.TB) {
+	tb.Helper()
+	for range 5000 {
+		tids, err := FS{}.threads(t.pid)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		asleep := 0
+		for _, tid := range tids {
+			if (FS{Root: fmt.Sprintf("/proc/%d/task", t.pid)}).State(tid).Letter == 'S' {
+				asleep++
+			}
+		}
+		if asleep == len(tids) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	tb.Fatal("the target does not come to rest")
 }
 
 func (t *target) stop() {
