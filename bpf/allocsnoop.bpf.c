@@ -678,7 +678,7 @@ static __always_inline __s32 mapping_event(__s64 nr)
 	return -1;
 }
 
-static __always_inline int syscall_entered(struct syscall_enter *ctx, __s32 type)
+static __always_inline int syscall_entered(struct syscall_enter *ctx, __s32 type, int nargs)
 {
 	struct thread *t;
 
@@ -691,8 +691,9 @@ static __always_inline int syscall_entered(struct syscall_enter *ctx, __s32 type
 	}
 	/* Stored one above the type, so that fresh zeroed state means "none". */
 	t->syscall_nr = type + 1;
+#pragma unroll
 	for (int i = 0; i < 6; i++)
-		t->syscall[i] = ctx->args[i];
+		t->syscall[i] = i < nargs ? ctx->args[i] : 0;
 	return 0;
 }
 
@@ -759,13 +760,20 @@ static __always_inline int syscall_returned(struct syscall_exit *ctx, __s32 type
 	return 0;
 }
 
-/* One program for all of them, as each that unwinds costs the verifier anew. */
-SEC("tracepoint/syscalls/enter")
-int syscall_enter(struct syscall_enter *ctx)
-{
-	return syscall_entered(ctx, mapping_event(ctx->nr));
-}
+/* The kernel refuses a program that reads more arguments than the system call has, so that each has its own. */
+#define ENTER_SYSCALL(name, type, nargs)                                               \
+	SEC("tracepoint/syscalls/sys_enter_" #name)                                    \
+	int enter_##name(struct syscall_enter *ctx)                                    \
+	{                                                                              \
+		return syscall_entered(ctx, type, nargs);                              \
+	}
 
+ENTER_SYSCALL(mmap, EVENT_MMAP, 6)
+ENTER_SYSCALL(munmap, EVENT_MUNMAP, 2)
+ENTER_SYSCALL(mremap, EVENT_MREMAP, 5)
+ENTER_SYSCALL(brk, EVENT_BRK, 1)
+
+/* One program for all returns, as each that unwinds costs the verifier anew. */
 SEC("tracepoint/syscalls/exit")
 int syscall_exit(struct syscall_exit *ctx)
 {

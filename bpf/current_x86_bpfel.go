@@ -328,11 +328,14 @@ const (
 	CurrentProgCallEntered    = "call_entered"
 	CurrentProgCallReturned   = "call_returned"
 	CurrentProgCallSession    = "call_session"
+	CurrentProgEnterBrk       = "enter_brk"
+	CurrentProgEnterMmap      = "enter_mmap"
+	CurrentProgEnterMremap    = "enter_mremap"
+	CurrentProgEnterMunmap    = "enter_munmap"
 	CurrentProgLuaEntered     = "lua_entered"
 	CurrentProgProcessExeced  = "process_execed"
 	CurrentProgProcessExited  = "process_exited"
 	CurrentProgProcessForked  = "process_forked"
-	CurrentProgSyscallEnter   = "syscall_enter"
 	CurrentProgSyscallExit    = "syscall_exit"
 	CurrentVarExported        = "exported"
 	CurrentVarGate            = "gate"
@@ -391,11 +394,14 @@ type CurrentProgramSpecs struct {
 	CallEntered   *ebpf.ProgramSpec `ebpf:"call_entered"`
 	CallReturned  *ebpf.ProgramSpec `ebpf:"call_returned"`
 	CallSession   *ebpf.ProgramSpec `ebpf:"call_session"`
+	EnterBrk      *ebpf.ProgramSpec `ebpf:"enter_brk"`
+	EnterMmap     *ebpf.ProgramSpec `ebpf:"enter_mmap"`
+	EnterMremap   *ebpf.ProgramSpec `ebpf:"enter_mremap"`
+	EnterMunmap   *ebpf.ProgramSpec `ebpf:"enter_munmap"`
 	LuaEntered    *ebpf.ProgramSpec `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
-	SyscallEnter  *ebpf.ProgramSpec `ebpf:"syscall_enter"`
 	SyscallExit   *ebpf.ProgramSpec `ebpf:"syscall_exit"`
 }
 
@@ -522,11 +528,14 @@ type CurrentPrograms struct {
 	CallEntered   *ebpf.Program `ebpf:"call_entered"`
 	CallReturned  *ebpf.Program `ebpf:"call_returned"`
 	CallSession   *ebpf.Program `ebpf:"call_session"`
+	EnterBrk      *ebpf.Program `ebpf:"enter_brk"`
+	EnterMmap     *ebpf.Program `ebpf:"enter_mmap"`
+	EnterMremap   *ebpf.Program `ebpf:"enter_mremap"`
+	EnterMunmap   *ebpf.Program `ebpf:"enter_munmap"`
 	LuaEntered    *ebpf.Program `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
-	SyscallEnter  *ebpf.Program `ebpf:"syscall_enter"`
 	SyscallExit   *ebpf.Program `ebpf:"syscall_exit"`
 }
 
@@ -535,11 +544,14 @@ func (p *CurrentPrograms) Close() error {
 		p.CallEntered,
 		p.CallReturned,
 		p.CallSession,
+		p.EnterBrk,
+		p.EnterMmap,
+		p.EnterMremap,
+		p.EnterMunmap,
 		p.LuaEntered,
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,
-		p.SyscallEnter,
 		p.SyscallExit,
 	)
 }

@@ -192,11 +192,14 @@ const (
 	LegacyMapUnwindSlots      = "unwind_slots"
 	LegacyProgCallEntered     = "call_entered"
 	LegacyProgCallReturned    = "call_returned"
+	LegacyProgEnterBrk        = "enter_brk"
+	LegacyProgEnterMmap       = "enter_mmap"
+	LegacyProgEnterMremap     = "enter_mremap"
+	LegacyProgEnterMunmap     = "enter_munmap"
 	LegacyProgLuaEntered      = "lua_entered"
 	LegacyProgProcessExeced   = "process_execed"
 	LegacyProgProcessExited   = "process_exited"
 	LegacyProgProcessForked   = "process_forked"
-	LegacyProgSyscallEnter    = "syscall_enter"
 	LegacyProgSyscallExit     = "syscall_exit"
 	LegacyVarExported         = "exported"
 	LegacyVarGate             = "gate"
@@ -254,11 +257,14 @@ type LegacySpecs struct {
 type LegacyProgramSpecs struct {
 	CallEntered   *ebpf.ProgramSpec `ebpf:"call_entered"`
 	CallReturned  *ebpf.ProgramSpec `ebpf:"call_returned"`
+	EnterBrk      *ebpf.ProgramSpec `ebpf:"enter_brk"`
+	EnterMmap     *ebpf.ProgramSpec `ebpf:"enter_mmap"`
+	EnterMremap   *ebpf.ProgramSpec `ebpf:"enter_mremap"`
+	EnterMunmap   *ebpf.ProgramSpec `ebpf:"enter_munmap"`
 	LuaEntered    *ebpf.ProgramSpec `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
-	SyscallEnter  *ebpf.ProgramSpec `ebpf:"syscall_enter"`
 	SyscallExit   *ebpf.ProgramSpec `ebpf:"syscall_exit"`
 }
 
@@ -390,11 +396,14 @@ type LegacyVariables struct {
 type LegacyPrograms struct {
 	CallEntered   *ebpf.Program `ebpf:"call_entered"`
 	CallReturned  *ebpf.Program `ebpf:"call_returned"`
+	EnterBrk      *ebpf.Program `ebpf:"enter_brk"`
+	EnterMmap     *ebpf.Program `ebpf:"enter_mmap"`
+	EnterMremap   *ebpf.Program `ebpf:"enter_mremap"`
+	EnterMunmap   *ebpf.Program `ebpf:"enter_munmap"`
 	LuaEntered    *ebpf.Program `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
-	SyscallEnter  *ebpf.Program `ebpf:"syscall_enter"`
 	SyscallExit   *ebpf.Program `ebpf:"syscall_exit"`
 }
 
@@ -402,11 +411,14 @@ func (p *LegacyPrograms) Close() error {
 	return _LegacyClose(
 		p.CallEntered,
 		p.CallReturned,
+		p.EnterBrk,
+		p.EnterMmap,
+		p.EnterMremap,
+		p.EnterMunmap,
 		p.LuaEntered,
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,
-		p.SyscallEnter,
 		p.SyscallExit,
 	)
 }

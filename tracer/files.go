@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,57 +16,55 @@ import (
 // files are the objects that traced processes execute, opened once each as the processes see them and kept open, so that
 // a process that is gone, or whose files were replaced, can still be probed and symbolized.
 type files struct {
-	options allocator.Options
-
-	mu    sync.Mutex
-	known map[allocator.FileID]*object
+	mu     sync.Mutex
+	ranges map[rangeFile]*object
+	known  map[allocator.FileID]*object
 }
 
-// object is one file. Its scan says which allocator functions it has.
+// rangeFile is what maps says of a file. On overlay file systems it is not what stat says.
+type rangeFile struct {
+	dev   memory.Dev
+	inode uint64
+}
+
 type object struct {
 	id   allocator.FileID
-	path string // as the process that was met first sees it
 	file *os.File
 	size int64
 	time time.Time
-
-	once    sync.Once
-	scan    *allocator.File
-	scanErr error
 }
 
-func newFiles(declared []allocator.Function, longNops bool) *files {
-	return &files{
-		options: allocator.Options{Declared: declared, Rules: allocator.Rules{LongNops: longNops, RAX: true}},
-		known:   map[allocator.FileID]*object{},
-	}
+func newFiles() *files {
+	return &files{ranges: map[rangeFile]*object{}, known: map[allocator.FileID]*object{}}
 }
 
 // open opens the file behind a range of a process. map_files leads to the very file that is mapped, whatever root the
 // process has and whatever became of the path.
 func (f *files) open(pid int, r *memory.Range) (*object, error) {
-	id := allocator.FileID{Device: unix.Mkdev(r.Dev.Major, r.Dev.Minor), Inode: r.Inode}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if o := f.known[id]; o != nil {
+	if o := f.ranges[rangeFile{r.Dev, r.Inode}]; o != nil {
 		return o, nil
 	}
 	file, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.Start, r.End))
 	if err != nil {
 		return nil, fmt.Errorf("open %s as process %d has it: %w", r.Path, pid, err)
 	}
-	o := &object{id: id, path: strings.TrimSuffix(r.Path, " (deleted)"), file: file}
-	if info, err := file.Stat(); err == nil {
-		o.size, o.time = info.Size(), info.ModTime()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return nil, errors.Join(fmt.Errorf("stat %s: %w", r.Path, err), file.Close())
 	}
-	f.known[id] = o
+	o := &object{
+		id:   allocator.FileID{Device: uint64(st.Dev), Inode: st.Ino},
+		file: file, size: st.Size, time: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
+	}
+	if known := f.known[o.id]; known != nil {
+		f.ranges[rangeFile{r.Dev, r.Inode}] = known
+		return known, file.Close()
+	}
+	f.known[o.id] = o
+	f.ranges[rangeFile{r.Dev, r.Inode}] = o
 	return o, nil
-}
-
-// scanned is the file's allocator functions.
-func (f *files) scanned(o *object) (*allocator.File, error) {
-	o.once.Do(func() { o.scan, o.scanErr = allocator.Scan(o.file, &f.options) })
-	return o.scan, o.scanErr
 }
 
 // Close closes all files. It may be called twice.
@@ -75,10 +72,11 @@ func (f *files) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs []error
-	for id, o := range f.known {
+	for _, o := range f.known {
 		errs = append(errs, o.file.Close())
-		delete(f.known, id)
 	}
+	clear(f.known)
+	clear(f.ranges)
 	return errors.Join(errs...)
 }
 

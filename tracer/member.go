@@ -192,7 +192,6 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	}
 	objects := map[allocator.FileID]*object{}
 	at := map[allocator.FileID][]*memory.Range{}
-	var mapped []allocator.MappedFile
 	for i := range ranges {
 		r := &ranges[i]
 		if r.Perms&memory.Exec == 0 || !r.IsFile() {
@@ -203,24 +202,20 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 			t.options.Warn(err.Error())
 			continue
 		}
-		at[o.id] = append(at[o.id], r)
-		if objects[o.id] != nil {
-			continue
-		}
 		objects[o.id] = o
-		scan, err := t.files.scanned(o)
-		file := allocator.MappedFile{ID: o.id, Path: r.Path, File: scan, Err: err}
-		if u, ok := m.space.Find(r.Start); ok {
-			file.BuildID = u.BuildID()
-		}
-		mapped = append(mapped, file)
+		at[o.id] = append(at[o.id], r)
 	}
-	plan := allocator.Select(mapped)
+	plan, err := t.scanner.Plan(m.pid)
+	if err != nil {
+		return fmt.Errorf("look for allocators in process %d: %w", m.pid, err)
+	}
 	m.inForce = plan.InForce
 	m.notes(t, plan)
 	var errs []error
 	for _, a := range plan.Probes {
-		errs = append(errs, t.probeFunction(m, a, objects[a.ID], at[a.ID]))
+		if o := objects[a.ID]; o != nil {
+			errs = append(errs, t.probeFunction(m, a, o, at[a.ID]))
+		}
 	}
 	errs = append(errs, t.probeLua(m, ranges))
 	return errors.Join(errs...)

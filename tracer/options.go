@@ -31,8 +31,8 @@ type Options struct {
 	MaxProcs    uint32 // processes at one time; 1,024
 	MaxTableMiB uint64 // memory of the unwind tables; 64
 
-	// Declared are functions of the user's own.
-	Declared []allocator.Function
+	// Definitions are functions of the user's own.
+	Definitions []allocator.Definition
 
 	// Warn is told what a person should know while the trace runs; nil drops it.
 	Warn func(text string)

@@ -3,7 +3,6 @@ package tracer
 import (
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -112,7 +111,8 @@ func (p *programs) take(c *ebpf.Collection) error {
 	}
 	for name, to := range map[string]**ebpf.Program{
 		"call_entered": &p.CallEntered, "call_returned": &p.CallReturned, "lua_entered": &p.LuaEntered,
-		"syscall_enter": &p.SyscallEnter, "syscall_exit": &p.SyscallExit,
+		"enter_mmap": &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
+		"syscall_exit":   &p.SyscallExit,
 		"process_forked": &p.ProcessForked, "process_execed": &p.ProcessExeced, "process_exited": &p.ProcessExited,
 	} {
 		*to = c.DetachProgram(name)
@@ -128,13 +128,7 @@ func (p *programs) Close() error {
 	return p.CurrentObjects.Close()
 }
 
-// syscalls are those that move memory.
-var syscalls = [...]string{"mmap", "munmap", "mremap", "brk"}
-
-func possibleCPUs() int {
-	n, err := ebpf.PossibleCPU()
-	if err != nil {
-		return runtime.NumCPU()
-	}
-	return n
+// syscalls are those that move memory, and the programs for their starts.
+func (p *programs) syscalls() map[string]*ebpf.Program {
+	return map[string]*ebpf.Program{"mmap": p.EnterMmap, "munmap": p.EnterMunmap, "mremap": p.EnterMremap, "brk": p.EnterBrk}
 }

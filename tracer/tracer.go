@@ -19,6 +19,7 @@ import (
 
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/tracer/allocator"
 	"github.com/allocsnoop/allocsnoop/tracer/kernel"
 	"github.com/allocsnoop/allocsnoop/tracer/unwind"
 )
@@ -30,6 +31,7 @@ type Tracer struct {
 	tracefs  *tracefs
 	tables   *unwind.Tables
 	files    *files
+	scanner  *allocator.Scanner
 	kinds    *kinds
 	probes   *probes
 	hooks    []*hook     // of system calls
@@ -53,56 +55,54 @@ type Tracer struct {
 }
 
 // New loads the programs. Nothing is traced before Add and Start.
-func New(o Options) (t *Tracer, err error) {
+func New(o Options) (*Tracer, error) {
 	o = o.withDefaults()
-	t = &Tracer{
+	t := &Tracer{
 		options: o, kinds: newKinds(),
-		files:   newFiles(o.Declared, kernel.EmulatesLongNops()),
+		files: newFiles(),
+		scanner: &allocator.Scanner{
+			Rules: allocator.Rules{LongNops: kernel.EmulatesLongNops(), RAX: true}, Definitions: o.Definitions,
+		},
 		members: map[uint64]*member{}, current: map[int]*member{}, stacks: map[stackKey]*stack{},
 		done: make(chan struct{}),
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, t.Close())
-		}
-	}()
+	if err := t.prepare(); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+func (t *Tracer) prepare() (err error) {
 	raiseFileLimit()
-	if t.programs, err = loadPrograms(o); err != nil {
-		return nil, err
+	if t.programs, err = loadPrograms(t.options); err != nil {
+		return err
 	}
 	if t.tracefs, err = openTracefs(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := t.tracefs.removeStale(); err != nil {
-		o.Warn(err.Error())
+		t.options.Warn(err.Error())
 	}
 	t.tables, err = unwind.New(unwind.Maps{
 		Rows: t.programs.UnwindRows, Rules: t.programs.UnwindRules, Slots: t.programs.UnwindSlots, BinUse: t.programs.UnwindBinUse,
 	}, nil)
 	if err != nil {
-		return nil, fmt.Errorf("prepare unwind tables: %w", err)
+		return fmt.Errorf("prepare unwind tables: %w", err)
 	}
-	t.probes = newProbes(t.programs, t.tracefs, t.kinds, o.Children)
-	if err := t.setSampling(o); err != nil {
-		return nil, err
+	t.probes = newProbes(t.programs, t.tracefs, t.kinds, t.options.Children)
+	if err := t.setSampling(t.options); err != nil {
+		return err
 	}
 	if t.readers, err = startReaders(t); err != nil {
-		return nil, err
+		return err
 	}
-	if err := t.watch(); err != nil {
-		return nil, err
-	}
-	return t, nil
+	return t.watch()
 }
 
 // watch attaches what is not the business of one process: system calls, forks, execs, exits.
 func (t *Tracer) watch() error {
-	for _, name := range syscalls {
-		for _, half := range []string{"enter", "exit"} {
-			prog := t.programs.SyscallEnter
-			if half == "exit" {
-				prog = t.programs.SyscallExit
-			}
+	for name, enter := range t.programs.syscalls() {
+		for half, prog := range map[string]*ebpf.Program{"enter": enter, "exit": t.programs.SyscallExit} {
 			id, err := t.tracefs.id("syscalls/sys_" + half + "_" + name)
 			if err != nil {
 				return err
@@ -272,3 +272,27 @@ func raiseFileLimit() {
 }
 
 func pageSize() uint64 { return uint64(os.Getpagesize()) }
+
+// ErrNothingToProbe is wrapped by the error of Probing.
+var ErrNothingToProbe = errors.New("nothing to probe")
+
+// Probing reports whether there is anything to see at all: at least one probe, or the mode that needs none.
+func (t *Tracer) Probing() error {
+	if t.options.Mode == Growth || len(t.probes.all()) > 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: no file of the target defines an allocator that is known (a Go program without cgo has none: "+
+		"use its own pprof endpoint); --mode growth works without, and --alloc and --free name functions of your own", ErrNothingToProbe)
+}
+
+// Announcement says what the trace costs in memory and what it has probed, in one line.
+func (t *Tracer) Announcement() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	force := ""
+	for _, m := range t.current {
+		force = m.inForce
+	}
+	return fmt.Sprintf("tracing %d process(es), allocator %s, %d functions probed; %s of kernel memory for up to %d blocks; Ctrl-C ends",
+		len(t.current), force, len(t.probes.all()), profile.FormatBytes(t.programs.bytes), t.options.MaxLive)
+}

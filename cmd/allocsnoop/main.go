@@ -61,6 +61,7 @@ func run(args []string) int {
 }
 
 func newRootCommand() *cobra.Command {
+	var trace traceFlags
 	root := &cobra.Command{
 		Use:           "allocsnoop --pid PID [--duration 60s] [-o FILE]",
 		Short:         "Show who holds the memory of a running process, by call stack, library build and content",
@@ -72,8 +73,14 @@ func newRootCommand() *cobra.Command {
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().NFlag() == 0 {
+				return cmd.Help()
+			}
+			return trace.run(cmd)
+		},
 	}
+	trace.add(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	// One line a subcommand, each in a file of its own.
 	root.AddCommand(newDoctorCommand())

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/symbolize"
+	"github.com/allocsnoop/allocsnoop/tracer"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
+)
+
+// silence is how long a trace waits for the first hit of any probe before it says that none came.
+const silence = 5 * time.Second
+
+// traceFlags are the flags of a trace as they were given.
+type traceFlags struct {
+	pids                 []int
+	duration             time.Duration
+	out, readyFile       string
+	json, debug          bool
+	mode                 string
+	sampleBytes          string
+	maxLive, maxStacks   uint32
+	maxFrames            uint32
+	maxTableMB           uint64
+	noChildren           bool
+	noInlines            bool
+	debugDirs, debugURLs []string
+	own                  ownFunctions
+}
+
+func (f *traceFlags) add(cmd *cobra.Command) {
+	s := cmd.Flags()
+	s.SortFlags = false
+	s.IntSliceVarP(&f.pids, "pid", "p", nil, "`PID` to trace; may be given more than once")
+	s.DurationVarP(&f.duration, "duration", "d", 0, "how long, as 60s or 5m (default: until Ctrl-C or the target's end)")
+	s.StringVarP(&f.out, "output", "o", "", "profile to write (default allocsnoop-COMM-PID-UTCTIME.pb.gz)")
+	s.BoolVar(&f.json, "json", false, "print the summary as one JSON document")
+	s.StringVar(&f.mode, "mode", "", "exact: every block; sample: blocks by chance; growth: only the growth of heap\nand mappings, with no probe")
+	s.StringVar(&f.sampleBytes, "sample-bytes", "512KiB", "mean `SIZE` between two samples, for sample")
+	s.BoolVar(&f.noChildren, "no-children", false, "do not trace what the target forks")
+	s.Uint32Var(&f.maxLive, "max-live", 1_000_000, "blocks in use that can be followed at one time")
+	s.Uint32Var(&f.maxStacks, "max-stacks", 65_536, "distinct call stacks")
+	s.Uint32Var(&f.maxFrames, "max-frames", 128, "frames of one stack, up to 512")
+	s.Uint64Var(&f.maxTableMB, "max-table-mb", 64, "memory of the unwind tables, in MiB")
+	f.own.addFlags(cmd)
+	s.StringArrayVar(&f.debugDirs, "debug-dir", nil, "`DIR` to look for debug files in, before /usr/lib/debug")
+	s.StringArrayVar(&f.debugURLs, "debuginfod", nil, "`URL` of a debuginfod server (default: DEBUGINFOD_URLS)")
+	s.BoolVar(&f.noInlines, "no-inlines", false, "do not name inlined calls")
+	s.StringVar(&f.readyFile, "ready-file", "", "`FILE` to create once the probes are live")
+	s.BoolVar(&f.debug, "debug", false, "print what only developers want to know")
+}
+
+func (f *traceFlags) options() (tracer.Options, error) {
+	o := tracer.Options{
+		Children: !f.noChildren,
+		MaxLive:  f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
+	}
+	switch f.mode {
+	case "", "exact":
+		o.Mode = tracer.Exact
+	case "sample":
+		o.Mode = tracer.Sample
+	case "growth":
+		o.Mode = tracer.Growth
+	default:
+		return o, usageErrorf("--mode %q: it is exact, sample or growth", f.mode)
+	}
+	var err error
+	if o.SampleBytes, err = profile.ParseBytes(f.sampleBytes); err != nil || o.SampleBytes == 0 {
+		return o, usageErrorf("--sample-bytes %q is no size above 0, as 512KiB", f.sampleBytes)
+	}
+	if o.Definitions, err = f.own.definitions(); err != nil {
+		return o, &exitError{exitUsage, err}
+	}
+	for _, limit := range []struct {
+		flag         string
+		value, least uint64
+		most         uint64
+	}{
+		{"max-live", uint64(f.maxLive), 1, 1 << 28}, {"max-stacks", uint64(f.maxStacks), 1, 1 << 24},
+		{"max-frames", uint64(f.maxFrames), 2, 512}, {"max-table-mb", f.maxTableMB, 1, 2048},
+	} {
+		if limit.value < limit.least || limit.value > limit.most {
+			return o, usageErrorf("--%s %d: it is %d to %d", limit.flag, limit.value, limit.least, limit.most)
+		}
+	}
+	return o, nil
+}
+
+func (f *traceFlags) run(cmd *cobra.Command) error {
+	if len(f.pids) == 0 {
+		return usageErrorf("no target: say whom with --pid; see allocsnoop --help")
+	}
+	if cmd.Flags().Changed("duration") && f.duration <= 0 {
+		return usageErrorf("--duration %v: it is more than 0", f.duration)
+	}
+	options, err := f.options()
+	if err != nil {
+		return err
+	}
+	for _, pid := range f.pids {
+		if err := checkTarget(pid); err != nil {
+			return err
+		}
+	}
+	out, err := createOutput(f.outputName())
+	if err != nil {
+		return err
+	}
+	defer out.discard()
+
+	run := &traceRun{flags: f, stdout: cmd.OutOrStdout(), progress: newProgress(os.Stderr)}
+	options.Warn = run.progress.warn
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer cancel()
+	if run.tracer, err = tracer.New(options); err != nil {
+		return explainBPF(err, f.debug)
+	}
+	defer run.tracer.Close()
+	return run.trace(ctx, out)
+}
+
+func (f *traceFlags) outputName() string {
+	if f.out != "" {
+		return f.out
+	}
+	comm := strings.Map(func(r rune) rune {
+		if r == '/' || r <= ' ' || r > '~' {
+			return '_'
+		}
+		return r
+	}, memory.FS{}.State(f.pids[0]).Comm)
+	return fmt.Sprintf("allocsnoop-%s-%d-%s.pb.gz", comm, f.pids[0], time.Now().UTC().Format("20060102T150405Z"))
+}
+
+// traceRun is one trace under way.
+type traceRun struct {
+	flags    *traceFlags
+	tracer   *tracer.Tracer
+	stdout   io.Writer
+	progress *progress
+	notes    []string
+}
+
+func (r *traceRun) trace(ctx context.Context, out *output) error {
+	for _, pid := range r.flags.pids {
+		if err := r.tracer.Add(pid); err != nil {
+			return explainTarget(pid, err)
+		}
+	}
+	if err := r.tracer.Probing(); err != nil {
+		return err
+	}
+	r.progress.say("%s", r.tracer.Announcement())
+	if err := r.tracer.Start(); err != nil {
+		return err
+	}
+	if err := r.ready(); err != nil {
+		return err
+	}
+	interrupted := r.wait(ctx)
+	if err := r.tracer.Stop(); err != nil {
+		r.progress.warn(err.Error())
+	}
+	r.progress.clear()
+	snapshot, err := r.finish()
+	if err != nil {
+		return err
+	}
+	return r.write(snapshot, out, interrupted)
+}
+
+func (r *traceRun) ready() error {
+	if r.flags.readyFile == "" {
+		return nil
+	}
+	if err := os.WriteFile(r.flags.readyFile, nil, 0o600); err != nil {
+		return fmt.Errorf("create ready file: %w", err)
+	}
+	return nil
+}
+
+// wait returns at the end of the trace: after its duration, with its last target, or when a person ends it (true).
+func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
+	var end <-chan time.Time
+	if r.flags.duration > 0 {
+		end = time.After(r.flags.duration)
+	}
+	started := time.Now()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	warned := false
+	noted := time.Duration(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return true
+		case <-r.tracer.Done():
+			return false
+		case <-end:
+			return false
+		case <-tick.C:
+		}
+		elapsed := time.Since(started)
+		if elapsed >= silence && !warned {
+			warned = true
+			r.checkSilence()
+		}
+		r.progress.show(r.tracer, elapsed, r.flags.duration)
+		if elapsed-noted >= noteEvery(r.flags.duration, elapsed) {
+			noted = elapsed
+			if err := r.tracer.Note(); err != nil {
+				r.progress.warn(err.Error())
+			}
+		}
+	}
+}
+
+// noteEvery spaces the points of the books' course: about thirty over the trace, and never closer than a second.
+func noteEvery(duration, elapsed time.Duration) time.Duration {
+	return max(max(duration, elapsed)/30, time.Second)
+}
+
+func (r *traceRun) checkSilence() {
+	if r.flags.mode == "growth" || r.tracer.Hits() > 0 {
+		return
+	}
+	text := fmt.Sprintf("no probe was hit in %v: the target is idle, or takes its memory from functions that are not probed; "+
+		"see allocsnoop doctor %d", silence, r.flags.pids[0])
+	r.notes = append(r.notes, text)
+	r.progress.warn(text)
+}
+
+func (r *traceRun) finish() (*profile.Snapshot, error) {
+	snapshot, err := r.tracer.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	err = r.tracer.Symbolize(context.Background(), snapshot, symbolize.Options{
+		DebugDirs: r.flags.debugDirs, DebuginfodURLs: debuginfodURLs(r.flags.debugURLs), NoInlines: r.flags.noInlines,
+		Warn: r.progress.warn, Progress: func(text string) { r.progress.say("%s", text) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("name the frames: %w", err)
+	}
+	if r.flags.mode != "growth" && r.tracer.Hits() == 0 && len(r.notes) == 0 {
+		r.notes = append(r.notes, "no probe was hit: the target made no allocation through a probed function")
+	}
+	return snapshot, nil
+}
+
+func (r *traceRun) write(s *profile.Snapshot, out *output, interrupted bool) error {
+	if err := profile.Write(out, s); err != nil {
+		return fmt.Errorf("write profile: %w", err)
+	}
+	if err := out.commit(); err != nil {
+		return err
+	}
+	var err error
+	if r.flags.json {
+		err = profile.WriteJSON(r.stdout, s, out.name)
+	} else {
+		width, color := terminal(r.stdout)
+		err = profile.WriteSummary(r.stdout, s, profile.SummaryOptions{Width: width, Color: color, Profile: out.name, Notes: r.notes})
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("print summary: %w", err)
+	case interrupted:
+		return &exitError{code: exitInterrupted}
+	case s.LossStated:
+		return &exitError{code: exitLosses}
+	}
+	return nil
+}
+
+func debuginfodURLs(flags []string) []string {
+	if len(flags) > 0 {
+		return flags
+	}
+	return strings.Fields(os.Getenv("DEBUGINFOD_URLS"))
+}
+
+// output is a file that appears under its name whole or not at all.
+type output struct {
+	*os.File
+	name string
+	done bool
+}
+
+func createOutput(name string) (*output, error) {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("write profile to %s: it is a directory", name)
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), ".allocsnoop-*")
+	if err != nil {
+		return nil, fmt.Errorf("write profile to %s: %w", name, errors.Unwrap(err))
+	}
+	return &output{File: f, name: name}, nil
+}
+
+func (o *output) commit() error {
+	if err := errors.Join(o.Sync(), o.Close()); err != nil {
+		return fmt.Errorf("write profile to %s: %w", o.name, err)
+	}
+	if err := os.Rename(o.File.Name(), o.name); err != nil {
+		return fmt.Errorf("write profile to %s: %w", o.name, errors.Unwrap(err))
+	}
+	o.done = true
+	return nil
+}
+
+// discard removes what was not committed.
+func (o *output) discard() {
+	if o.done {
+		return
+	}
+	_ = o.Close()
+	_ = os.Remove(o.File.Name())
+}
