@@ -34,6 +34,10 @@ type Options struct {
 	// Definitions are functions of the user's own.
 	Definitions []allocator.Definition
 
+	// Guard is a command that calls Sweep with its last argument; it cleans up should the tracer be killed. Without one,
+	// the next tracer does.
+	Guard []string
+
 	// Warn is told what a person should know while the trace runs; nil drops it.
 	Warn func(text string)
 }

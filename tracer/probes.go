@@ -5,12 +5,10 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
@@ -264,26 +262,5 @@ func closeAll(hooks []*hook) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
-}
-
-// removeStale takes away definitions that a killed allocsnoop left. They probe nothing, but they are a trace.
-func (t *tracefs) removeStale() error {
-	fd, err := unix.Openat(t.fd, "uprobe_events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("list uprobe events: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "uprobe_events")
-	defer f.Close()
-	var errs []error
-	for line := range lines(f) {
-		_, rest, _ := strings.Cut(line, ":")
-		name, _, _ := strings.Cut(rest, " ")
-		var pid, n int
-		if _, err := fmt.Sscanf(name, "allocsnoop_%d_%d/", &pid, &n); err != nil || unix.Kill(pid, 0) == nil {
-			continue
-		}
-		errs = append(errs, t.removeUprobe(name))
-	}
 	return errors.Join(errs...)
 }

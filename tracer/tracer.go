@@ -37,6 +37,7 @@ type Tracer struct {
 	hooks    []*hook     // of system calls
 	links    []link.Link // of process events
 	readers  *readers
+	guard    *guard
 
 	mu       sync.Mutex
 	members  map[uint64]*member // by key, all that ever were
@@ -90,6 +91,11 @@ func (t *Tracer) prepare() (err error) {
 		return fmt.Errorf("prepare unwind tables: %w", err)
 	}
 	t.probes = newProbes(t.programs, t.tracefs, t.kinds, t.options.Children)
+	if len(t.options.Guard) > 0 {
+		if t.guard, err = startGuard(t.options.Guard, t.probes.group); err != nil {
+			return err
+		}
+	}
 	if err := t.setSampling(t.options); err != nil {
 		return err
 	}
@@ -225,7 +231,7 @@ func (t *Tracer) Close() error {
 	}
 	t.closed = true
 	t.mu.Unlock()
-	errs := []error{t.detach()}
+	errs := []error{t.detach(), t.guard.Close()}
 	if t.readers != nil {
 		errs = append(errs, t.readers.Close())
 	}

@@ -64,8 +64,8 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 
 func (f *traceFlags) options() (tracer.Options, error) {
 	o := tracer.Options{
-		Children: !f.noChildren,
-		MaxLive:  f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
+		Children: !f.noChildren, Guard: guardArgs(),
+		MaxLive: f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
 	}
 	switch f.mode {
 	case "", "exact":
