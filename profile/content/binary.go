@@ -240,7 +240,31 @@ func (c *Classifier) statistics(b []byte) finding {
 	case w.float*8 >= filled*7 && filled >= 2:
 		f.kind = Floats
 	}
+	if f.kind == Structure || f.kind == Pointers || f.kind == Binary {
+		c.embedded(look, &f)
+	}
 	return f
+}
+
+// minPool is the smallest block that is searched for JSON inside, as pools and pages hold it.
+const minPool = 256
+
+// embedded looks for the first JSON object in the middle of a block.
+func (c *Classifier) embedded(b []byte, f *finding) {
+	if len(b) < minPool {
+		return
+	}
+	for at := 0; ; at++ {
+		i := bytes.Index(b[at:], []byte(`{"`))
+		if i < 0 {
+			return
+		}
+		at += i
+		if in, ok := c.parseJSON(b[at:]); ok && len(in.keys) > 0 {
+			f.inner, f.keys, f.list, f.hash = JSON, in.keys, in.list, in.hash
+			return
+		}
+	}
 }
 
 // isRandom compares how often bytes repeat with what chance makes: in n random bytes the sum of squared counts is about

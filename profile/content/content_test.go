@@ -28,6 +28,8 @@ func TestClassifyIsNotFooledBy(t *testing.T) {
 		{"keys that are secrets", `{"ada@example.test":1,"b":2}`, "JSON {xxx@xxxxxxx.xxxx, b}"},
 		{"an escaped quote", `{"a\"b":"c\\","d":1}`, `JSON {x\"x, d}`},
 		{"a very deep list", strings.Repeat("[", 4000), "text"},
+		{"JSON in a pool", strings.Repeat("\x10\x20\x30\x40\xf1\x7f\x00\x00", 30) + `{"uid":1,"ok":true}` + strings.Repeat("\x00", 99),
+			"pointers holding JSON {uid, ok}"},
 		{"JSON with a rest behind it", "{\"a\":1}\x00\"}garbage", "JSON {a}"},
 	} {
 		if got := Classify([]byte(tt.block)).String(); got != tt.want {

@@ -122,7 +122,7 @@ type finding struct {
 	name   string   // PNG, GET, a class
 	keys   [][]byte // JSON
 	list   jsonList
-	inner  Kind // what a Lua string holds
+	inner  Kind // what a Lua string, or a structure as a pool's block, holds
 }
 
 // identity tells shapes apart: equal for JSON with the same keys in any order.
@@ -138,6 +138,8 @@ func (f *finding) detail() string {
 	switch {
 	case f.kind == JSON:
 		return keySet(f.keys, f.list)
+	case f.kind != LuaString && f.inner == JSON:
+		return "holding JSON " + keySet(f.keys, f.list)
 	case f.kind == LuaString && f.inner == JSON:
 		return "JSON " + keySet(f.keys, f.list)
 	case f.kind == LuaString && f.inner != Text && f.inner != Empty:

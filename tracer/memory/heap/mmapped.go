@@ -1,6 +1,7 @@
 package heap
 
 import (
+	"cmp"
 	"context"
 	"slices"
 )
@@ -18,7 +19,7 @@ func (w *walker) mmapped(ctx context.Context) error {
 			return nil
 		}
 	}
-	for _, free := range w.outside() {
+	for _, free := range outside(w.heap, w.space) {
 		for at := free.start; at < free.end; {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -64,34 +65,32 @@ func (w *walker) mmappedAt(page, end uint64) (*segment, uint64) {
 }
 
 // outside lists the anonymous memory that belongs to no arena.
-func (w *walker) outside() []span {
-	taken := make([]span, 0, len(w.heap.segments))
-	for _, s := range w.heap.segments {
+func outside(h *Heap, space *Space) []span {
+	taken := make([]span, 0, len(h.segments))
+	for _, s := range h.segments {
 		if s.mmapped {
 			taken = append(taken, span{s.lead, (s.end + 4095) &^ 4095})
 			continue
 		}
-		if !w.heap.Arenas[s.arena].Main {
+		if !h.Arenas[s.arena].Main {
 			taken = append(taken, span{s.start &^ (heapMax - 1), s.end})
 			continue
 		}
 		taken = append(taken, span{s.start &^ 4095, s.end})
 	}
-	slices.SortFunc(taken, func(a, b span) int {
-		if a.start < b.start {
-			return -1
-		}
-		return 1
-	})
+	sortSpans(taken)
 	var free []span
-	for _, r := range w.space.Ranges {
-		if !r.anonymous() || r.Path == "[heap]" {
+	for _, r := range space.Ranges {
+		if !r.anonymous() || r.Path == "[heap]" && len(h.segments) > 0 {
 			continue
 		}
 		at := r.Start
+		for len(taken) > 0 && taken[0].end <= at {
+			taken = taken[1:]
+		}
 		for _, t := range taken {
-			if t.end <= at || t.start >= r.End {
-				continue
+			if t.start >= r.End {
+				break
 			}
 			if t.start > at {
 				free = append(free, span{at, t.start})
@@ -103,4 +102,8 @@ func (w *walker) outside() []span {
 		}
 	}
 	return free
+}
+
+func sortSpans(spans []span) {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.start, b.start) })
 }

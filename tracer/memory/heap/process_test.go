@@ -3,13 +3,13 @@ package heap
 import (
 	"bufio"
 	"context"
-	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
 
 // build compiles a fixture once per test run.
@@ -56,24 +56,13 @@ func start(t testing.TB, env []string, bin string, args ...string) (pid int, lin
 
 func openSpace(t testing.TB, pid int) *Space {
 	t.Helper()
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	p, err := memory.OpenProcess(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { mem.Close() })
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Space{Mem: mem}
-	for line := range strings.Lines(string(maps)) {
-		var r Range
-		var off, dev, inode string
-		if _, err := fmt.Sscanf(line, "%x-%x %s %s %s %s %s", &r.Start, &r.End, &r.Perms, &off, &dev, &inode, &r.Path); err != nil && err != io.EOF && !strings.Contains(err.Error(), "newline") {
-			t.Fatal(err)
-		}
-		s.Ranges = append(s.Ranges, r)
-	}
+	t.Cleanup(func() { p.Close() })
+	s := NewSpace(p)
+	s.Threads = LiveThreads(pid)
 	return s
 }
 

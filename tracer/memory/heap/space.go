@@ -11,6 +11,8 @@ import (
 	"io"
 	"sort"
 	"strings"
+
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
 
 // Range is one mapping of the address space.
@@ -18,6 +20,7 @@ type Range struct {
 	Start, End uint64
 	Perms      string // as in /proc/PID/maps: "rw-p"
 	Path       string // file, "[heap]", "[stack]", "[anon:name]"; empty for plain anonymous memory
+	Kind       memory.Kind
 }
 
 func (r Range) size() uint64      { return r.End - r.Start }
@@ -35,8 +38,28 @@ func (r Range) anonymous() bool {
 type Space struct {
 	Mem    io.ReaderAt
 	Ranges []Range // sorted by Start
-	// Threads tells where stacks end; only Unreachable needs them.
+	// Threads tells where stacks end; only Leaks needs them.
 	Threads []Thread
+	// Extents lists the parts of a range that hold something; nil when that is not known.
+	Extents func(start, end uint64) ([]memory.Extent, error)
+}
+
+// filled lists the parts of [start, end) that hold something.
+func (s *Space) filled(start, end uint64) ([]span, error) {
+	if s.Extents == nil {
+		return []span{{start, end}}, nil
+	}
+	extents, err := s.Extents(start, end)
+	if err != nil {
+		return nil, err
+	}
+	var spans []span
+	for _, e := range extents {
+		if e.Kind == memory.Data {
+			spans = append(spans, span{e.Start, e.End})
+		}
+	}
+	return spans, nil
 }
 
 // find returns the range that holds address a.
@@ -55,13 +78,14 @@ const windowSize = 1 << 20
 // near is how far a visit may lie ahead of the last read to count as going on from it.
 const near = 32 << 10
 
-// window reads memory that is visited in rising order of addresses. It reads ahead once it sees that the visits are
-// near to each other; a jump costs one small read.
+// window reads memory that is visited in rising order of addresses. It reads ahead the more, the longer the visits stay near
+// to each other; a jump costs one small read.
 type window struct {
-	mem  io.ReaderAt
-	buf  []byte
-	base uint64
-	n    int
+	mem   io.ReaderAt
+	buf   []byte
+	base  uint64
+	n     int
+	ahead int
 }
 
 // bytes returns n bytes at addr, or nil when they cannot be read. The slice holds until the next call.
@@ -73,20 +97,21 @@ func (w *window) bytes(addr uint64, n int) []byte {
 }
 
 func (w *window) fill(addr uint64, n int) []byte {
-	ahead := windowSize
 	if addr < w.base || addr > w.base+uint64(w.n)+near {
-		ahead = 4096 - int(addr&4095) // a jump, as over a large block: do not read what may be skipped again
+		w.ahead = 4096 - int(addr&4095)
+	} else {
+		w.ahead = min(max(w.ahead, 4096)*4, windowSize)
 	}
-	ahead = max(ahead, n)
-	if cap(w.buf) < ahead {
-		w.buf = make([]byte, max(ahead, windowSize))
+	size := max(w.ahead, n)
+	if cap(w.buf) < size {
+		w.buf = make([]byte, max(size, windowSize))
 	}
+	w.base, w.n = addr, 0
 	if int64(addr) < 0 {
 		return nil // no address of a user process; ReadAt takes signed offsets
 	}
-	got, _ := w.mem.ReadAt(w.buf[:ahead], int64(addr)) // a short read is judged by its length
-	w.base, w.n = addr, got
-	if got < n {
+	w.n, _ = w.mem.ReadAt(w.buf[:size], int64(addr)) // a short read is judged by its length
+	if w.n < n {
 		return nil
 	}
 	return w.buf[:n]
