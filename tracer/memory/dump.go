@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/allocsnoop/allocsnoop/profile"
 )
 
 // Sizes of a dump's parts.
@@ -208,8 +210,8 @@ func (d *dumper) checkRoom(path string) error {
 	}
 	room := uint64(stat.Bavail) * uint64(stat.Bsize)
 	if need := d.total + d.base + 4<<20; room < need {
-		return fmt.Errorf("dump pid %d: %d bytes are needed in %s and %d are free: choose another place with -o, or fewer ranges",
-			d.p.pid, need, dir, room)
+		return fmt.Errorf("dump pid %d: %s are needed in %s and %s are free: choose another place with -o, or fewer ranges",
+			d.p.pid, profile.FormatBytes(need), dir, profile.FormatBytes(room))
 	}
 	const tmpfs, ramfs = 0x01021994, 0x858458f6
 	inMemory := int64(stat.Type) == tmpfs || int64(stat.Type) == ramfs
@@ -217,11 +219,11 @@ func (d *dumper) checkRoom(path string) error {
 	if !inMemory {
 		return nil
 	}
-	limit, ok := d.p.fs.sharedLimit(d.p.pid)
-	if ok && limit.Left() < d.total+d.total/8 {
-		return fmt.Errorf("dump pid %d: %s is memory, this command runs in the target's cgroup (%s), and its limit leaves %d bytes "+
-			"for %d: the dump could have the target killed; write to a disk, or run outside the container", d.p.pid, dir, limit.Path,
-			limit.Left(), d.total)
+	left, group, ok := d.p.fs.roomBeside(d.p.pid)
+	if ok && left < d.total+d.total/8 {
+		return fmt.Errorf("dump pid %d: %s is memory, this command runs in the target's cgroup %s, and its limit leaves %s for %s: "+
+			"the dump could have the target killed; write to a disk, or run outside the container", d.p.pid, dir, group.Path,
+			profile.FormatBytes(left), profile.FormatBytes(d.total))
 	}
 	return nil
 }
