@@ -1,7 +1,6 @@
 package profile
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 )
@@ -27,13 +26,7 @@ func WriteJSON(w io.Writer, s *Snapshot, file string) error {
 	for _, g := range groups {
 		doc.Stacks = append(doc.Stacks, groupToJSON(g))
 	}
-	out := json.NewEncoder(w)
-	out.SetEscapeHTML(false)
-	out.SetIndent("", "  ")
-	if err := out.Encode(&doc); err != nil {
-		return fmt.Errorf("write JSON summary: %w", err)
-	}
-	return nil
+	return writeJSON(w, &doc)
 }
 
 type documentJSON struct {

@@ -143,13 +143,25 @@ func TestEveryJSONFieldIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := WriteJSON(&b, exampleSnapshot(), "nginx.pb.gz"); err != nil {
-		t.Fatal(err)
+	check := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
+	old, _ := service(1, 5*time.Second, 500, true)
+	new, _ := service(2, 5*time.Second, 500, false)
+	d := Compare(old, new, Per{By: "seconds"})
+	b.WriteByte('[')
+	check(WriteJSON(&b, exampleSnapshot(), "nginx.pb.gz"))
+	b.WriteByte(',')
+	check(WriteDiffJSON(&b, d, new, DiffOptions{}))
+	b.WriteByte(',')
+	check(WriteLibrariesJSON(&b, Libraries(old)))
+	b.WriteByte(',')
+	check(WriteLibraryChangesJSON(&b, d.Libraries))
+	b.WriteByte(']')
 	var tree any
-	if err := json.Unmarshal(b.Bytes(), &tree); err != nil {
-		t.Fatal(err)
-	}
+	check(json.Unmarshal(b.Bytes(), &tree))
 	var walk func(any)
 	walk = func(node any) {
 		switch v := node.(type) {
