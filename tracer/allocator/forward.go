@@ -111,7 +111,7 @@ func (w *walk) step(in instruction, at, next uint64) (ends, ok bool) {
 		if arg.Base != x86asm.RIP {
 			return false, false
 		}
-		return !call, w.reachName(w.scanner.imported(next+uint64(arg.Disp)), call)
+		return !call, w.reachName(w.scanner.imported(next+ripOffset(arg)), call)
 	case x86asm.Reg:
 		// The new-handler of operator new; an allocator behind a pointer elsewhere.
 		return false, call && tableGroup(w.from.Name) == groupCxx
@@ -297,7 +297,10 @@ func leaTarget(in instruction, next uint64) (uint64, bool) {
 	if !ok || m.Base != x86asm.RIP {
 		return 0, false
 	}
-	return next + uint64(m.Disp), true
+	return next + ripOffset(m), true
 }
+
+// ripOffset is the displacement of an operand relative to rip, which x86asm does not sign-extend.
+func ripOffset(m x86asm.Mem) uint64 { return uint64(int64(int32(m.Disp))) }
 
 func (f Found) String() string { return fmt.Sprintf("%s at %#x", f.Name, f.Address) }
