@@ -355,6 +355,13 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		on_free(p, f->kind, arg(ctx, f->ptr));
 		return 1;
 	}
+	if (op == OP_POOL_DESTROY) {
+		if (gate)
+			pool_end(p->key, f->kind, arg(ctx, f->pool));
+		/* the pool itself may be a block */
+		on_free(p, f->kind, f->ptr ? arg(ctx, f->ptr) : 0);
+		return 1;
+	}
 	size = requested(ctx, f);
 	if (op == OP_LUA_ALLOC && !size) {
 		on_free(p, f->kind, arg(ctx, f->ptr));
@@ -391,6 +398,8 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		take_old(p, c, arg(ctx, f->ptr));
 	else if (f->out)
 		c->out = arg(ctx, f->out);
+	c->pool = f->pool ? arg(ctx, f->pool) : 0;
+	c->new.pool = c->pool;
 	prob = sample(t, size);
 	if (!prob) {
 		c->flags |= CALL_UNSAMPLED;
@@ -423,8 +432,11 @@ static __always_inline void add_block(struct proc *p, struct call *c, __u64 addr
 {
 	if (c->flags & CALL_UNSAMPLED)
 		return;
-	if (live_put(p->key, c->func.kind, addr, &c->new))
-		book_alloc(p->key, c->func.kind, &c->new);
+	if (!live_put(p->key, c->func.kind, addr, &c->new))
+		return;
+	book_alloc(p->key, c->func.kind, &c->new);
+	if (c->pool)
+		pool_link(p->key, c->func.kind, c->pool, addr);
 }
 
 /*
@@ -549,6 +561,7 @@ static __always_inline int on_return(struct pt_regs *ctx, struct proc *p)
 	}
 	switch (c->func.op) {
 	case OP_ALLOC:
+	case OP_POOL_ALLOC:
 		alloc_returned(p, c, result);
 		break;
 	case OP_REALLOC:

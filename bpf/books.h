@@ -24,6 +24,22 @@ struct {
 	__type(value, struct row);
 } rows_of_stacks SEC(".maps");
 
+/* pool -> its youngest block; sized by user space, 1 without declared pools */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct live_key);
+	__type(value, __u64);
+} pools SEC(".maps");
+
+/* block of a pool -> the pool's next older block; sized by user space, 1 without declared pools */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct live_key);
+	__type(value, __u64);
+} pool_next SEC(".maps");
+
 /* enum counter -> count, per CPU */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -147,6 +163,73 @@ static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct 
 		return true;
 	count(COUNT_LIVE_FULL);
 	return false;
+}
+
+/* Blocks of one pool that its end is followed through; what lies beyond is counted. */
+#define MAX_POOL 8192
+
+struct pool_walk {
+	__u64 proc;
+	__u64 addr;
+	__u32 kind;
+	__u32 pool;
+};
+
+/* pool_link puts a new block at the head of its pool's chain. */
+static __always_inline void pool_link(__u64 proc, __u32 kind, __u64 pool, __u64 addr)
+{
+	struct live_key head = live_key(proc, kind, pool), block = live_key(proc, kind, addr);
+	__u64 *first = bpf_map_lookup_elem(&pools, &head);
+	__u64 next = first ? *first : 0;
+
+	if (bpf_map_update_elem(&pool_next, &block, &next, BPF_ANY) ||
+	    bpf_map_update_elem(&pools, &head, &addr, BPF_ANY))
+		count(COUNT_POOL_FULL);
+}
+
+/*
+ * pool_step frees the block that the walk is at and goes to the next. Global,
+ * so that the verifier checks it once.
+ */
+__attribute__((noinline)) int pool_step(struct pool_walk *w)
+{
+	struct live_key k;
+	struct block *v;
+	__u64 *next;
+
+	if (!w || !w->addr)
+		return 1;
+	k = live_key(w->proc, w->kind, w->addr);
+	/* A block that was freed alone may live on, at the same address, in another pool. */
+	v = bpf_map_lookup_elem(&live, &k);
+	if (v && v->pool == w->pool) {
+		struct block b = *v;
+
+		if (!bpf_map_delete_elem(&live, &k))
+			book_free(w->proc, w->kind, &b);
+	}
+	next = bpf_map_lookup_elem(&pool_next, &k);
+	w->addr = next ? *next : 0;
+	if (next && (!v || v->pool == w->pool))
+		bpf_map_delete_elem(&pool_next, &k);
+	return 0;
+}
+
+/* pool_end frees all blocks of a pool. */
+static __always_inline void pool_end(__u64 proc, __u32 kind, __u64 pool)
+{
+	struct live_key head = live_key(proc, kind, pool);
+	struct pool_walk w = { .proc = proc, .kind = kind, .pool = pool };
+	__u64 *first = bpf_map_lookup_elem(&pools, &head);
+
+	if (!first)
+		return;
+	w.addr = *first;
+	bpf_map_delete_elem(&pools, &head);
+	for (int i = 0; i < MAX_POOL; i++)
+		if (pool_step(&w))
+			return;
+	count(COUNT_POOL_FULL);
 }
 
 #endif

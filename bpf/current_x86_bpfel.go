@@ -19,7 +19,7 @@ type CurrentBlock struct {
 	Size  uint64
 	Time  uint64
 	Prob  uint32
-	Pad   uint32
+	Pool  uint32
 }
 
 type CurrentCounter uint32
@@ -316,6 +316,8 @@ const (
 	CurrentMapFuncs           = "funcs"
 	CurrentMapHits            = "hits"
 	CurrentMapLive            = "live"
+	CurrentMapPoolNext        = "pool_next"
+	CurrentMapPools           = "pools"
 	CurrentMapProcs           = "procs"
 	CurrentMapRowsOfStacks    = "rows_of_stacks"
 	CurrentMapThreads         = "threads"
@@ -417,6 +419,8 @@ type CurrentMapSpecs struct {
 	Funcs          *ebpf.MapSpec `ebpf:"funcs"`
 	Hits           *ebpf.MapSpec `ebpf:"hits"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
+	PoolNext       *ebpf.MapSpec `ebpf:"pool_next"`
+	Pools          *ebpf.MapSpec `ebpf:"pools"`
 	Procs          *ebpf.MapSpec `ebpf:"procs"`
 	RowsOfStacks   *ebpf.MapSpec `ebpf:"rows_of_stacks"`
 	Threads        *ebpf.MapSpec `ebpf:"threads"`
@@ -472,6 +476,8 @@ type CurrentMaps struct {
 	Funcs          *ebpf.Map `ebpf:"funcs"`
 	Hits           *ebpf.Map `ebpf:"hits"`
 	Live           *ebpf.Map `ebpf:"live"`
+	PoolNext       *ebpf.Map `ebpf:"pool_next"`
+	Pools          *ebpf.Map `ebpf:"pools"`
 	Procs          *ebpf.Map `ebpf:"procs"`
 	RowsOfStacks   *ebpf.Map `ebpf:"rows_of_stacks"`
 	Threads        *ebpf.Map `ebpf:"threads"`
@@ -493,6 +499,8 @@ func (m *CurrentMaps) Close() error {
 		m.Funcs,
 		m.Hits,
 		m.Live,
+		m.PoolNext,
+		m.Pools,
 		m.Procs,
 		m.RowsOfStacks,
 		m.Threads,

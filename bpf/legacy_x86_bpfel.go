@@ -19,7 +19,7 @@ type LegacyBlock struct {
 	Size  uint64
 	Time  uint64
 	Prob  uint32
-	Pad   uint32
+	Pool  uint32
 }
 
 type LegacyFunc struct {
@@ -179,6 +179,8 @@ const (
 	LegacyMapFuncs            = "funcs"
 	LegacyMapHits             = "hits"
 	LegacyMapLive             = "live"
+	LegacyMapPoolNext         = "pool_next"
+	LegacyMapPools            = "pools"
 	LegacyMapProcs            = "procs"
 	LegacyMapRowsOfStacks     = "rows_of_stacks"
 	LegacyMapThreadZero       = "thread_zero"
@@ -280,6 +282,8 @@ type LegacyMapSpecs struct {
 	Funcs            *ebpf.MapSpec `ebpf:"funcs"`
 	Hits             *ebpf.MapSpec `ebpf:"hits"`
 	Live             *ebpf.MapSpec `ebpf:"live"`
+	PoolNext         *ebpf.MapSpec `ebpf:"pool_next"`
+	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Procs            *ebpf.MapSpec `ebpf:"procs"`
 	RowsOfStacks     *ebpf.MapSpec `ebpf:"rows_of_stacks"`
 	ThreadZero       *ebpf.MapSpec `ebpf:"thread_zero"`
@@ -337,6 +341,8 @@ type LegacyMaps struct {
 	Funcs            *ebpf.Map `ebpf:"funcs"`
 	Hits             *ebpf.Map `ebpf:"hits"`
 	Live             *ebpf.Map `ebpf:"live"`
+	PoolNext         *ebpf.Map `ebpf:"pool_next"`
+	Pools            *ebpf.Map `ebpf:"pools"`
 	Procs            *ebpf.Map `ebpf:"procs"`
 	RowsOfStacks     *ebpf.Map `ebpf:"rows_of_stacks"`
 	ThreadZero       *ebpf.Map `ebpf:"thread_zero"`
@@ -360,6 +366,8 @@ func (m *LegacyMaps) Close() error {
 		m.Funcs,
 		m.Hits,
 		m.Live,
+		m.PoolNext,
+		m.Pools,
 		m.Procs,
 		m.RowsOfStacks,
 		m.ThreadZero,

@@ -90,7 +90,7 @@ struct block {
 	__u64 size; /* requested bytes */
 	__u64 time; /* of the call, CLOCK_MONOTONIC ns */
 	__u32 prob;
-	__u32 pad;
+	__u32 pool; /* low bits of its pool's address; 0: none */
 };
 
 struct row_key {

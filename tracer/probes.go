@@ -194,13 +194,17 @@ func (s *probes) function(f allocator.Function) (bpf.Func, error) {
 	}
 	op, ok := map[allocator.Op]bpf.CurrentOp{
 		allocator.Alloc: bpf.CurrentOpOP_ALLOC, allocator.Realloc: bpf.CurrentOpOP_REALLOC, allocator.Free: bpf.CurrentOpOP_FREE,
-		allocator.Expand: bpf.CurrentOpOP_EXPAND, allocator.LuaAlloc: bpf.CurrentOpOP_LUA_ALLOC,
+		allocator.PoolCreate: bpf.CurrentOpOP_ALLOC, allocator.PoolAlloc: bpf.CurrentOpOP_POOL_ALLOC,
+		allocator.PoolDestroy: bpf.CurrentOpOP_POOL_DESTROY, allocator.Expand: bpf.CurrentOpOP_EXPAND, allocator.LuaAlloc: bpf.CurrentOpOP_LUA_ALLOC,
 	}[f.Op]
 	if !ok {
 		return bpf.Func{}, fmt.Errorf("operation %v is not supported", f.Op)
 	}
 	b := bpf.Func{
 		Op: uint8(op), Size: uint8(f.Size), Count: uint8(f.Count), Ptr: uint8(f.Ptr), Out: uint8(f.Out), Pool: uint8(f.Pool), Kind: kind,
+	}
+	if f.Op == allocator.PoolDestroy {
+		b.Ptr = uint8(f.Pool) // a pool made with a size is a block of its own
 	}
 	for flag, bit := range map[allocator.Flags]bpf.CurrentFuncFlag{
 		allocator.ZeroSizeFrees: bpf.CurrentFuncFlagFUNC_ZERO_FREES, allocator.FreesOnFailure: bpf.CurrentFuncFlagFUNC_FAIL_FREES,

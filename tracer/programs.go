@@ -3,11 +3,13 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/tracer/allocator"
 	"github.com/allocsnoop/allocsnoop/tracer/kernel"
 	"github.com/allocsnoop/allocsnoop/tracer/unwind"
 )
@@ -78,6 +80,10 @@ func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
 	if o.Mode == Growth {
 		spec.Maps["live"].MaxEntries = 1
 	}
+	if hasPools(o.Definitions) {
+		spec.Maps["pools"].MaxEntries = o.MaxLive
+		spec.Maps["pool_next"].MaxEntries = o.MaxLive
+	}
 	flag := func(b bool) uint32 {
 		if b {
 			return 1
@@ -91,12 +97,16 @@ func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
 	)
 }
 
+func hasPools(definitions []allocator.Definition) bool {
+	return slices.ContainsFunc(definitions, func(d allocator.Definition) bool { return d.Op == allocator.PoolAlloc })
+}
+
 // take moves what the tracer uses out of the collection.
 func (p *programs) take(c *ebpf.Collection) error {
 	for name, to := range map[string]**ebpf.Map{
 		"live": &p.Live, "rows_of_stacks": &p.RowsOfStacks, "counters": &p.Counters, "ends": &p.Ends, "procs": &p.Procs,
 		"funcs": &p.Funcs, "hits": &p.Hits, "func_at": &p.FuncAt, "events": &p.Events, "frames": &p.Frames,
-		"unwind_rows": &p.UnwindRows, "unwind_rules": &p.UnwindRules, "unwind_slots": &p.UnwindSlots,
+		"pools": &p.Pools, "pool_next": &p.PoolNext, "unwind_rows": &p.UnwindRows, "unwind_rules": &p.UnwindRules, "unwind_slots": &p.UnwindSlots,
 		"unwind_bin_use": &p.UnwindBinUse, "unwind_rowcache": &p.UnwindRowcache, "unwind_lua": &p.UnwindLua,
 	} {
 		*to = c.DetachMap(name)
