@@ -1,6 +1,10 @@
 package tracer
 
-import "github.com/allocsnoop/allocsnoop/tracer/allocator"
+import (
+	"time"
+
+	"github.com/allocsnoop/allocsnoop/tracer/allocator"
+)
 
 // Mode says how precise a trace is.
 type Mode int
@@ -20,6 +24,8 @@ type Options struct {
 	Mode Mode
 	// SampleBytes is the mean interval of Sample, in bytes; 512 KiB.
 	SampleBytes uint64
+	// OlderThan: only blocks of at least this age count as in use.
+	OlderThan time.Duration
 	// Children: what a traced process forks is traced too.
 	Children bool
 	// Execs: the exec of any process is reported to Events.Exec, for services that are chosen by name or path.

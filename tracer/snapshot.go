@@ -33,6 +33,7 @@ type book struct {
 	// of the blocks in use, from the live map
 	objectsVar, bytesVar float64
 	live                 []time.Duration // ages
+	oldObjects, oldBytes float64         // of blocks older than Options.OlderThan
 }
 
 // moment is the books as they stood at one time of the trace.
@@ -41,8 +42,24 @@ type moment struct {
 	books map[bookKey]profile.Point
 }
 
-// Note keeps how the books stand now, for the growth over time that verdicts are made of.
+// maxMoments bounds the course of the books: when it is reached every other moment goes and the distance doubles.
+const (
+	maxMoments  = 64
+	firstMoment = 200 * time.Millisecond
+)
+
+// Note keeps how the books stand now, for the growth over time that verdicts are made of. It is to be called often: it does
+// nothing until the next moment is due.
 func (t *Tracer) Note() error {
+	t.mu.Lock()
+	if t.spacing == 0 {
+		t.spacing = firstMoment
+	}
+	due := time.Since(t.started) >= t.noted+t.spacing
+	t.mu.Unlock()
+	if !due {
+		return nil
+	}
 	books, err := t.readBooks(false)
 	if err != nil {
 		return err
@@ -54,8 +71,21 @@ func (t *Tracer) Note() error {
 	for k, b := range books {
 		m.books[k] = profile.Point{At: at, AllocObjects: b.allocObjects, AllocBytes: b.allocBytes, FreeObjects: b.freeObjects, FreeBytes: b.freeBytes}
 	}
+	t.noted = at
 	t.history = append(t.history, m)
+	if len(t.history) == maxMoments {
+		t.history = everyOther(t.history)
+		t.spacing *= 2
+	}
 	return nil
+}
+
+func everyOther(moments []moment) []moment {
+	var kept []moment
+	for i := 1; i < len(moments); i += 2 {
+		kept = append(kept, moments[i])
+	}
+	return kept
 }
 
 // readBooks reads the rows of the BPF side and the mappings of ours. With live it also walks the blocks in use.
@@ -91,6 +121,10 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 		if m := t.members[k.proc]; m != nil && m.execed {
 			b.freeObjects, b.freeBytes = b.allocObjects, b.allocBytes
 		}
+		if live && t.options.OlderThan > 0 {
+			b.freeObjects = b.allocObjects - int64(math.Round(b.oldObjects))
+			b.freeBytes = b.allocBytes - int64(math.Round(b.oldBytes))
+		}
 	}
 	return books, nil
 }
@@ -123,8 +157,15 @@ func (t *Tracer) addRegions(books map[bookKey]*book, m *member, ages bool) {
 			continue
 		}
 		seen[p.of] = true
-		if b := books[regionBookKey(m, p.of.key)]; b != nil {
-			b.live = append(b.live, age(now, p.of.time))
+		b := books[regionBookKey(m, p.of.key)]
+		if b == nil {
+			continue
+		}
+		a := age(now, p.of.time)
+		b.live = append(b.live, a)
+		if a >= t.options.OlderThan {
+			b.oldObjects++
+			b.oldBytes += float64(p.of.left)
 		}
 	}
 }
@@ -161,9 +202,16 @@ func (t *Tracer) addLive(books map[bookKey]*book) error {
 		if b == nil {
 			return
 		}
-		b.live = append(b.live, age(now, v.Time))
+		a, p := age(now, v.Time), 1.0
 		if v.Prob != always {
-			p := float64(v.Prob) / (1 << 32)
+			p = float64(v.Prob) / (1 << 32)
+		}
+		b.live = append(b.live, a)
+		if a >= t.options.OlderThan {
+			b.oldObjects += 1 / p
+			b.oldBytes += float64(v.Size) / p
+		}
+		if p < 1 {
 			b.objectsVar += (1 - p) / (p * p)
 			b.bytesVar += float64(v.Size) * float64(v.Size) * (1 - p) / (p * p)
 		}
@@ -229,7 +277,9 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		if m.ended && !hasBooks(books, key) {
 			continue // a process that came and went without an allocation
 		}
-		s.Processes = append(s.Processes, m.process)
+		process := *m.process // events go on changing the original
+		process.Mappings = slices.Clone(process.Mappings)
+		s.Processes = append(s.Processes, &process)
 	}
 	lost := 0
 	for k, b := range books {

@@ -49,6 +49,8 @@ type Tracer struct {
 	startNS  uint64 // CLOCK_MONOTONIC
 	stopped  time.Time
 	history  []moment
+	noted    time.Duration // when the last moment was taken
+	spacing  time.Duration // of moments
 	rss      profile.RSSChange
 	done     chan struct{}
 	doneOnce sync.Once

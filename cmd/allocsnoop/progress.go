@@ -62,7 +62,7 @@ func (p *progress) erase() {
 
 // show renews the line: elapsed time, events a second, bytes in use by kind.
 func (p *progress) show(t *tracer.Tracer, elapsed, of time.Duration) {
-	if !p.terminal {
+	if !p.terminal || elapsed-p.at < time.Second {
 		return
 	}
 	inUse, err := t.InUse()

@@ -26,7 +26,9 @@ const silence = 5 * time.Second
 // traceFlags are the flags of a trace as they were given.
 type traceFlags struct {
 	pids                 []int
-	duration             time.Duration
+	duration, interval   time.Duration
+	olderThan            time.Duration
+	keep                 int
 	out, readyFile       string
 	json, debug          bool
 	mode                 string
@@ -49,6 +51,9 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	s.BoolVar(&f.json, "json", false, "print the summary as one JSON document")
 	s.StringVar(&f.mode, "mode", "", "exact: every block; sample: blocks by chance; growth: only the growth of heap\nand mappings, with no probe")
 	s.StringVar(&f.sampleBytes, "sample-bytes", "512KiB", "mean `SIZE` between two samples, for sample")
+	s.DurationVar(&f.olderThan, "older-than", 0, "count only blocks of at least this age as in use, as 10s")
+	s.DurationVar(&f.interval, "interval", 0, "also write a profile every so often, as 10s, numbered FILE.0001.pb.gz")
+	s.IntVar(&f.keep, "keep", 0, "keep only the newest `N` of those (default: all)")
 	s.BoolVar(&f.noChildren, "no-children", false, "do not trace what the target forks")
 	s.Uint32Var(&f.maxLive, "max-live", 1_000_000, "blocks in use that can be followed at one time")
 	s.Uint32Var(&f.maxStacks, "max-stacks", 65_536, "distinct call stacks")
@@ -64,7 +69,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 
 func (f *traceFlags) options() (tracer.Options, error) {
 	o := tracer.Options{
-		Children: !f.noChildren, Guard: guardArgs(),
+		Children: !f.noChildren, OlderThan: f.olderThan, Guard: guardArgs(),
 		MaxLive: f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
 	}
 	switch f.mode {
@@ -103,8 +108,13 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	if len(f.pids) == 0 {
 		return usageErrorf("no target: say whom with --pid; see allocsnoop --help")
 	}
-	if cmd.Flags().Changed("duration") && f.duration <= 0 {
-		return usageErrorf("--duration %v: it is more than 0", f.duration)
+	for name, value := range map[string]time.Duration{"duration": f.duration, "interval": f.interval, "older-than": f.olderThan} {
+		if cmd.Flags().Changed(name) && value <= 0 {
+			return usageErrorf("--%s %v: it is more than 0", name, value)
+		}
+	}
+	if f.keep < 0 || f.keep > 0 && f.interval == 0 {
+		return usageErrorf("--keep %d: it is a number of profiles, and goes with --interval", f.keep)
 	}
 	options, err := f.options()
 	if err != nil {
@@ -121,7 +131,7 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	}
 	defer out.discard()
 
-	run := &traceRun{flags: f, stdout: cmd.OutOrStdout(), progress: newProgress(os.Stderr)}
+	run := &traceRun{flags: f, series: series{base: out.name, keep: f.keep}, stdout: cmd.OutOrStdout(), progress: newProgress(os.Stderr)}
 	options.Warn = run.progress.warn
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer cancel()
@@ -152,6 +162,7 @@ type traceRun struct {
 	stdout   io.Writer
 	progress *progress
 	notes    []string
+	series   series
 }
 
 func (r *traceRun) trace(ctx context.Context, out *output) error {
@@ -171,9 +182,7 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 		return err
 	}
 	interrupted := r.wait(ctx)
-	if err := r.tracer.Stop(); err != nil {
-		r.progress.warn(err.Error())
-	}
+	r.warnOf(r.tracer.Stop())
 	r.progress.clear()
 	snapshot, err := r.finish()
 	if err != nil {
@@ -194,15 +203,19 @@ func (r *traceRun) ready() error {
 
 // wait returns at the end of the trace: after its duration, with its last target, or when a person ends it (true).
 func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
-	var end <-chan time.Time
+	var end, next <-chan time.Time
 	if r.flags.duration > 0 {
 		end = time.After(r.flags.duration)
 	}
+	if r.flags.interval > 0 {
+		ticker := time.NewTicker(r.flags.interval)
+		defer ticker.Stop()
+		next = ticker.C
+	}
 	started := time.Now()
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	warned := false
-	noted := time.Duration(0)
+	silent := true
 	for {
 		select {
 		case <-ctx.Done():
@@ -211,26 +224,24 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 			return false
 		case <-end:
 			return false
+		case <-next:
+			r.warnOf(r.series.write(r))
 		case <-tick.C:
-		}
-		elapsed := time.Since(started)
-		if elapsed >= silence && !warned {
-			warned = true
-			r.checkSilence()
-		}
-		r.progress.show(r.tracer, elapsed, r.flags.duration)
-		if elapsed-noted >= noteEvery(r.flags.duration, elapsed) {
-			noted = elapsed
-			if err := r.tracer.Note(); err != nil {
-				r.progress.warn(err.Error())
+			elapsed := time.Since(started)
+			if silent && elapsed >= silence {
+				silent = false
+				r.checkSilence()
 			}
+			r.progress.show(r.tracer, elapsed, r.flags.duration)
+			r.warnOf(r.tracer.Note())
 		}
 	}
 }
 
-// noteEvery spaces the points of the books' course: about thirty over the trace, and never closer than a second.
-func noteEvery(duration, elapsed time.Duration) time.Duration {
-	return max(max(duration, elapsed)/30, time.Second)
+func (r *traceRun) warnOf(err error) {
+	if err != nil {
+		r.progress.warn(err.Error())
+	}
 }
 
 func (r *traceRun) checkSilence() {
