@@ -237,6 +237,7 @@ func (r *stackRecord) fill(stack *Stack) {
 	stack.PID, stack.Label, stack.Complete = r.PID, r.Label, !r.Cut
 	stack.InUseObjectsVar, stack.InUseBytesVar = r.Variance[0], r.Variance[1]
 	stack.History = unpackHistory(r.History)
+	stack.Content = r.Content
 	if a := r.Ages; len(a) == 4 {
 		stack.Ages = &Ages{time.Duration(a[0]), time.Duration(a[1]), time.Duration(a[2]), a[3]}
 	}

@@ -21,6 +21,7 @@ type Group struct {
 	InUseObjectsVar, InUseBytesVar float64
 	Ages                           *Ages
 	History                        []Point
+	Content                        []Content
 }
 
 // InUseObjects is the number of blocks in use at the end.
@@ -91,6 +92,30 @@ func (g *Group) sum() {
 	g.Frames = top.Frames
 	g.Ages = sumAges(g.Stacks)
 	g.History = sumHistories(histories)
+	g.Content = sumContent(g.Stacks)
+}
+
+// maxContentSamples bounds the samples of one shape.
+const maxContentSamples = 3
+
+// sumContent adds up what is in the blocks of several stacks, most bytes first.
+func sumContent(stacks []*Stack) []Content {
+	var sum []Content
+	for _, s := range stacks {
+		for _, c := range s.Content {
+			i := slices.IndexFunc(sum, func(have Content) bool { return have.Shape == c.Shape })
+			if i < 0 {
+				i = len(sum)
+				sum = append(sum, Content{Shape: c.Shape})
+			}
+			sum[i].Blocks += c.Blocks
+			sum[i].Bytes += c.Bytes
+			room := maxContentSamples - len(sum[i].Samples)
+			sum[i].Samples = append(sum[i].Samples, c.Samples[:min(room, len(c.Samples))]...)
+		}
+	}
+	slices.SortStableFunc(sum, func(a, b Content) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	return sum
 }
 
 // sumAges is exact but for the median, which is the one of the stack with the most blocks.

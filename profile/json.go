@@ -67,6 +67,7 @@ type stackJSON struct {
 	figuresJSON
 	Ages    *agesJSON   `json:"ages,omitempty"`
 	History []pointJSON `json:"history"`
+	Content []Content   `json:"content,omitempty"`
 }
 
 type verdictJSON struct {
@@ -165,6 +166,7 @@ func groupToJSON(g *Group) stackJSON {
 			return pointJSON{seconds(p.At), p.AllocObjects, p.AllocBytes, p.FreeObjects, p.FreeBytes}
 		}),
 	}
+	out.Content = g.Content
 	for _, stack := range g.Stacks {
 		out.Complete = out.Complete && stack.Complete
 	}

@@ -50,6 +50,7 @@ type stackRecord struct {
 	Cut      bool       `json:"cut,omitempty"`
 	Variance [2]float64 `json:"v,omitzero"` // in-use objects, in-use bytes
 	Ages     []int64    `json:"a,omitempty"`
+	Content  []Content  `json:"c,omitempty"`
 	History  []int64    `json:"h,omitempty"` // nanoseconds and the four figures of each point, as differences to the one before
 }
 
@@ -163,10 +164,14 @@ func (e *encoder) add(stack *Stack) {
 	for _, frame := range stack.Frames {
 		sample.Location = append(sample.Location, e.location(frame))
 	}
+	if len(stack.Content) > 0 {
+		sample.Label["content"] = []string{valid(stack.Content[0].Shape)}
+	}
 	e.p.Sample = append(e.p.Sample, sample)
 
 	rest := stackRecord{
-		PID: stack.PID, Label: stack.Label, Cut: !stack.Complete,
+		Content: stack.Content,
+		PID:     stack.PID, Label: stack.Label, Cut: !stack.Complete,
 		Variance: [2]float64{finite(stack.InUseObjectsVar), finite(stack.InUseBytesVar)},
 		History:  packHistory(stack.History),
 	}

@@ -108,6 +108,16 @@ type Stack struct {
 
 	Ages    *Ages
 	History []Point // figures at earlier moments of the trace, oldest first; may be empty
+	// Content says what is in the blocks in use, most bytes first; only when it was asked for.
+	Content []Content
+}
+
+// Content is a set of blocks of one shape.
+type Content struct {
+	Shape   string   `json:"shape"` // "JSON {uid, token, payload}"
+	Blocks  int64    `json:"blocks"`
+	Bytes   int64    `json:"bytes"`
+	Samples []string `json:"samples,omitempty"` // redacted unless the person said otherwise
 }
 
 // InUseObjects is the number of blocks allocated since attach and not freed.

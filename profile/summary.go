@@ -156,6 +156,7 @@ func (p *printer) stacks(s *Snapshot, groups []*Group, top, frames int) {
 	for i, g := range shown {
 		p.stackHead(i+1, g, s, severalKinds, severalPIDs)
 		p.stackFrames(g, frames)
+		p.stackContent(g)
 	}
 }
 
@@ -178,6 +179,26 @@ func (p *printer) stackHead(rank int, g *Group, s *Snapshot, kinds, pids bool) {
 		rest += ", " + pidList(g.PIDs())
 	}
 	p.wrap(5, text(bold, "%3d. %s%s", rank, signedBytes(g.InUseBytes()), bar), text(plain, "%s", rest), text(cyan, "   %s", where))
+}
+
+// maxContentShown bounds the shapes shown of one stack.
+const maxContentShown = 4
+
+func (p *printer) stackContent(g *Group) {
+	for i, c := range g.Content {
+		if i == maxContentShown {
+			p.wrap(7, text(dim, "     and %d other shapes", len(g.Content)-i))
+			return
+		}
+		p.wrap(7, text(plain, "     content: %s, %s, ", blocks(c.Blocks), FormatBytes(uint64(c.Bytes))), text(bold, "%s", Sanitize(c.Shape)))
+		for _, sample := range c.Samples[:min(len(c.Samples), 1)] {
+			line := []rune(Sanitize(sample))
+			if room := max(p.width-12, 8); len(line) > room {
+				line = append(line[:room-3], '.', '.', '.')
+			}
+			p.line(text(dim, "       e.g. %s", string(line)))
+		}
+	}
 }
 
 func pidList(pids []int) string {

@@ -282,6 +282,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		s.Processes = append(s.Processes, &process)
 	}
 	lost := 0
+	t.keys = make(map[*profile.Stack]stackKey, len(books))
 	for k, b := range books {
 		m := t.members[k.proc]
 		if m == nil {
@@ -291,6 +292,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		if t.stacks[k.stackKey] == nil {
 			lost++
 		}
+		t.keys[st] = k.stackKey
 		s.Stacks = append(s.Stacks, st)
 	}
 	slices.SortFunc(s.Stacks, func(a, b *profile.Stack) int { return int(min(max(b.InUseBytes()-a.InUseBytes(), -1), 1)) })

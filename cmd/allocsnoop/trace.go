@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/profile/content"
 	"github.com/allocsnoop/allocsnoop/symbolize"
 	"github.com/allocsnoop/allocsnoop/tracer"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
@@ -38,6 +39,7 @@ type traceFlags struct {
 	maxTableMB           uint64
 	noChildren           bool
 	noInlines            bool
+	content, noRedact    bool
 	debugDirs, debugURLs []string
 	own                  ownFunctions
 }
@@ -62,6 +64,8 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	f.own.addFlags(cmd)
 	s.StringArrayVar(&f.debugDirs, "debug-dir", nil, "`DIR` to look for debug files in, before /usr/lib/debug")
 	s.StringArrayVar(&f.debugURLs, "debuginfod", nil, "`URL` of a debuginfod server (default: DEBUGINFOD_URLS)")
+	s.BoolVar(&f.content, "content", false, "also read the blocks in use at the end and say what they hold, redacted")
+	s.BoolVar(&f.noRedact, "no-redact", false, "with --content: show the samples as they are")
 	s.BoolVar(&f.noInlines, "no-inlines", false, "do not name inlined calls")
 	s.StringVar(&f.readyFile, "ready-file", "", "`FILE` to create once the probes are live")
 	s.BoolVar(&f.debug, "debug", false, "print what only developers want to know")
@@ -112,6 +116,9 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 		if cmd.Flags().Changed(name) && value <= 0 {
 			return usageErrorf("--%s %v: it is more than 0", name, value)
 		}
+	}
+	if f.noRedact && !f.content {
+		return usageErrorf("--no-redact goes with --content")
 	}
 	if f.keep < 0 || f.keep > 0 && f.interval == 0 {
 		return usageErrorf("--keep %d: it is a number of profiles, and goes with --interval", f.keep)
@@ -187,6 +194,9 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 	snapshot, err := r.finish()
 	if err != nil {
 		return err
+	}
+	if r.flags.content {
+		r.warnOf(r.tracer.AddContent(snapshot, content.Options{NoRedact: r.flags.noRedact}))
 	}
 	return r.write(snapshot, out, interrupted)
 }
