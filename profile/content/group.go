@@ -3,6 +3,7 @@ package content
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"math/bits"
 	"slices"
 
@@ -31,6 +32,8 @@ const (
 type Group struct {
 	Key uint64 `json:"key,omitempty"`
 	Shape
+	// ID is the same for the same shape in every run, so that two results can be compared.
+	ID      string   `json:"id"`
 	Count   uint64   `json:"blocks"`
 	Bytes   uint64   `json:"bytes"`
 	MinSize uint64   `json:"min_size"` // of a block
@@ -60,6 +63,9 @@ type groupKey struct {
 	key, identity, size uint64
 	kind                Kind
 }
+
+// String is the shape's part of the key.
+func (k groupKey) String() string { return fmt.Sprintf("%s-%x-%d", k.kind, k.identity, k.size) }
 
 // group is what is kept of a Group while blocks come in.
 type group struct {
@@ -293,7 +299,7 @@ func (g *Grouper) Groups() []Group {
 	out := make([]Group, 0, len(g.groups))
 	for id, gr := range g.groups {
 		one := Group{
-			Key: id.key, Shape: gr.shape, Count: gr.count, Bytes: gr.bytes, MinSize: gr.min, MaxSize: gr.max,
+			Key: id.key, Shape: gr.shape, ID: id.String(), Count: gr.count, Bytes: gr.bytes, MinSize: gr.min, MaxSize: gr.max,
 			Looked: gr.looked, Strings: gr.topStrings(),
 		}
 		for _, s := range gr.samples {

@@ -71,6 +71,17 @@ func (k Kind) String() string {
 // MarshalText makes JSON documents carry the name.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
+// UnmarshalText reads the name; a name of another version becomes Other.
+func (k *Kind) UnmarshalText(text []byte) error {
+	*k = Other
+	for i, name := range kindNames {
+		if name == string(text) {
+			*k = Kind(i)
+		}
+	}
+	return nil
+}
+
 // sizeTells says whether blocks of the kind belong together only when they have the same size: a structure's size is the
 // best name that it has.
 func (k Kind) sizeTells() bool {

@@ -1,17 +1,20 @@
 package heap
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
 
 // NewSpace is the memory of an image: a live process or a dump.
 func NewSpace(img memory.Image) *Space {
-	s := &Space{Mem: img, Extents: img.Extents}
+	s := &Space{Mem: &watchedReader{mem: img}, Extents: img.Extents}
 	for _, r := range img.Ranges() {
 		s.Ranges = append(s.Ranges, Range{Start: r.Start, End: r.End, Perms: r.Perms.String(), Path: r.Path, Kind: r.Kind})
 	}
@@ -20,6 +23,29 @@ func NewSpace(img memory.Image) *Space {
 		s.Threads = append(s.Threads, Thread{TID: t.TID, SP: stackPointer(info.Arch, t.Registers), Registers: t.Registers})
 	}
 	return s
+}
+
+// watchedReader remembers the first error that ends all reading: the process is gone, the file is damaged. The walk itself
+// takes every failed read for an absent page.
+type watchedReader struct {
+	mem   io.ReaderAt
+	fatal atomic.Pointer[error]
+}
+
+func (r *watchedReader) ReadAt(b []byte, addr int64) (int, error) {
+	n, err := r.mem.ReadAt(b, addr)
+	if err != nil && !errors.Is(err, memory.ErrAbsent) && !errors.Is(err, io.EOF) {
+		r.fatal.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+// err returns what ended all reading, if anything did.
+func (s *Space) err() error {
+	if r, ok := s.Mem.(*watchedReader); ok && r.fatal.Load() != nil {
+		return *r.fatal.Load()
+	}
+	return nil
 }
 
 // stackPointer finds it among the registers of the kernel's user_regs_struct.

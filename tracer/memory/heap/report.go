@@ -32,6 +32,10 @@ type Report struct {
 	OutsideSample uint64          `json:"outside_sample"` // one page in so many was looked at
 
 	Leaks *Leaks `json:"leaks,omitempty"`
+	// New are the blocks that were not in use in the image that InspectOptions.Since names.
+	New      []content.Group `json:"new,omitempty"`
+	NewTotal *Count          `json:"new_total,omitempty"`
+	Gone     *Count          `json:"gone_total,omitempty"` // in use there, but not any more
 
 	Seconds float64 `json:"seconds"`
 }
@@ -43,6 +47,8 @@ type InspectOptions struct {
 	Threads   []Thread // of a live process, see LiveThreads
 	Live      bool
 	Workers   int // 0 means 2
+	// Since is the heap of an older image: blocks that were not in use there are grouped by themselves.
+	Since *Heap
 }
 
 // look is how much of a block is read to recognize it.
@@ -75,6 +81,9 @@ func Inspect(ctx context.Context, img memory.Image, opt InspectOptions) (*Report
 			return nil, err
 		}
 	}
+	if err := space.err(); err != nil {
+		return nil, err
+	}
 	r.Seconds = time.Since(began).Seconds()
 	return r, nil
 }
@@ -91,30 +100,72 @@ func (r *Report) group(ctx context.Context, opt InspectOptions) error {
 	if n <= 0 {
 		n = 2
 	}
-	groupers := make([]*content.Grouper, n)
-	lost := make([]Count, n)
+	all := make([]*worker, n)
 	workers := make([]func(Block, []byte), n)
-	for i := range groupers {
-		groupers[i] = newGrouper(r.Heap.space, opt.NoRedact)
-		workers[i] = func(b Block, data []byte) {
-			if len(data) == 0 {
-				lost[i].add(b.Size)
-				return
-			}
-			groupers[i].Add(0, b.Addr, b.Size, data)
+	for i := range all {
+		all[i] = &worker{all: newGrouper(r.Heap.space, opt.NoRedact), since: opt.Since}
+		if opt.Since != nil {
+			all[i].fresh = newGrouper(r.Heap.space, opt.NoRedact)
 		}
+		workers[i] = all[i].add
 	}
 	if err := r.Heap.Read(ctx, look, workers); err != nil {
 		return err
 	}
-	for i := 1; i < n; i++ {
-		groupers[0].Merge(groupers[i])
+	for _, w := range all[1:] {
+		all[0].merge(w)
 	}
-	for _, c := range lost {
-		r.Unreadable.sum(c)
+	r.Groups, r.Unreadable = all[0].all.Groups(), all[0].lost
+	if opt.Since != nil {
+		r.New, r.NewTotal = all[0].fresh.Groups(), &all[0].freshCount
+		r.Gone = opt.Since.missing(r.Heap)
 	}
-	r.Groups = groupers[0].Groups()
 	return nil
+}
+
+// worker groups the blocks of one goroutine.
+type worker struct {
+	all, fresh       *content.Grouper
+	since            *Heap
+	lost, freshCount Count
+}
+
+func (w *worker) add(b Block, data []byte) {
+	if w.since != nil && !w.since.same(b) {
+		w.freshCount.add(b.Size)
+		w.fresh.Add(0, b.Addr, b.Size, data)
+	}
+	if len(data) == 0 {
+		w.lost.add(b.Size)
+		return
+	}
+	w.all.Add(0, b.Addr, b.Size, data)
+}
+
+func (w *worker) merge(o *worker) {
+	w.all.Merge(o.all)
+	w.lost.sum(o.lost)
+	w.freshCount.sum(o.freshCount)
+	if w.fresh != nil {
+		w.fresh.Merge(o.fresh)
+	}
+}
+
+// same says whether a block of the same address and size is in use here.
+func (h *Heap) same(b Block) bool {
+	found, ok := h.Find(b.Addr)
+	return ok && found == b
+}
+
+// missing counts the blocks in use that are not in the newer heap.
+func (h *Heap) missing(newer *Heap) *Count {
+	gone := &Count{}
+	for b := range h.Blocks {
+		if !newer.same(b) {
+			gone.add(b.Size)
+		}
+	}
+	return gone
 }
 
 // maxOutside is how many pages outside of the heap are looked at; of more, every second, third, ... one is.
