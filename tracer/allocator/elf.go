@@ -19,6 +19,8 @@ const (
 	maxRelocations = 4 << 20
 	maxFunction    = 1 << 20
 	maxMatches     = 4096
+	maxSegments    = 64      // executable ones; linkers make one or two
+	maxText        = 4 << 30 // bytes of code looked through for jumps
 )
 
 // ErrNotELF is wrapped by Scan's error when the file is no 64-bit little-endian ELF file of a known architecture.
@@ -111,7 +113,7 @@ func Scan(r io.ReaderAt, options *Options) (file *File, err error) {
 	if ef.Class != elf.ELFCLASS64 || ef.Data != elf.ELFDATA2LSB || (ef.Machine != elf.EM_X86_64 && ef.Machine != elf.EM_AARCH64) {
 		return nil, ErrNotELF
 	}
-	s := &scanner{elf: ef, options: options, file: &File{Machine: ef.Machine}}
+	s := &scanner{elf: ef, options: options, file: &File{Machine: ef.Machine}, segments: executableSegments(ef)}
 	s.file.BuildID = s.readBuildID()
 	s.readDynamic()
 	s.collect()
@@ -135,6 +137,7 @@ type scanner struct {
 	matches  []symbol
 	marks    map[string]int    // jemalloc prefix -> number of distinct marks seen
 	imports  map[uint64]string // GOT slot -> imported symbol, filled on demand
+	segments []*elf.Prog       // loaded and executable
 	stripped bool
 	hints    hints
 }
@@ -381,12 +384,24 @@ func readAt(r io.ReaderAt, size uint64) ([]byte, error) {
 
 // executable returns the loaded, executable segment that holds an address.
 func (s *scanner) executable(address uint64) *elf.Prog {
-	for _, p := range s.elf.Progs {
-		if p.Type == elf.PT_LOAD && p.Flags&elf.PF_X != 0 && address >= p.Vaddr && address-p.Vaddr < p.Filesz {
+	for _, p := range s.segments {
+		if address >= p.Vaddr && address-p.Vaddr < p.Filesz {
 			return p
 		}
 	}
 	return nil
+}
+
+func executableSegments(f *elf.File) []*elf.Prog {
+	var segments []*elf.Prog
+	for _, p := range f.Progs {
+		// The end must not wrap around, nor lie beyond any file.
+		sane := p.Filesz < 1<<40 && p.Vaddr < 1<<56 && p.Off < 1<<56
+		if p.Type == elf.PT_LOAD && p.Flags&elf.PF_X != 0 && sane && len(segments) < maxSegments {
+			segments = append(segments, p)
+		}
+	}
+	return segments
 }
 
 // text reads code around [address-before, address+after), cut at the segment's borders.

@@ -210,11 +210,13 @@ func (s *scanner) imported(slot uint64) string {
 
 func (s *scanner) readImports() map[uint64]string {
 	imports := map[uint64]string{}
+	names := s.dynamicNames()
+	left := uint64(maxRelocations)
 	for _, section := range s.elf.Sections {
-		if section.Type != elf.SHT_RELA || section.Flags&elf.SHF_ALLOC == 0 || section.FileSize/24 > maxRelocations {
+		if section.Type != elf.SHT_RELA || section.Flags&elf.SHF_ALLOC == 0 || section.FileSize/24 > left {
 			continue
 		}
-		names := s.dynamicNames()
+		left -= section.FileSize / 24
 		raw, err := readAt(section, section.FileSize)
 		if err != nil {
 			continue

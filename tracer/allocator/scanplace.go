@@ -83,9 +83,17 @@ func (s *scanner) farJumps(stretches []stretch) map[int][]uint64 {
 			}
 		}
 	}
-	for _, p := range s.elf.Progs {
-		if p.Type == elf.PT_LOAD && p.Flags&elf.PF_X != 0 {
-			scanNearJumps(io.NewSectionReader(p, 0, int64(min(p.Filesz, 1<<40))), p.Vaddr, check)
+	left := int64(maxText)
+	for _, p := range s.segments {
+		n := min(left, int64(p.Filesz))
+		scanNearJumps(io.NewSectionReader(p, 0, n), p.Vaddr, check)
+		if left -= n; left == 0 {
+			break
+		}
+	}
+	if left == 0 { // not all was seen: nothing is proved
+		for _, st := range stretches {
+			hit[st.index] = append(hit[st.index], st.lo)
 		}
 	}
 	return hit
