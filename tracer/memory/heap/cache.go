@@ -67,58 +67,76 @@ func (m mangling) reveal(place, stored uint64) uint64 {
 // emptyCaches takes the blocks in threads' caches out of those in use.
 func (w *walker) emptyCaches() {
 	link := w.linkOfLists()
-	for _, c := range w.caches {
-		type entry struct {
-			s       *segment
-			i, size uint64
-		}
-		var entries []entry
-		ok := true
-		for bin, count := range c.counts {
-			want := uint64(minChunk + bin*unit)
-			e := c.heads[bin]
-			for range count {
-				s, size, found := w.heap.chunk(e - chunkHeader)
-				if !found || size != want {
-					ok = false
-					break
-				}
-				entries = append(entries, entry{s, (e - chunkHeader - s.start) / unit, size})
-				stored := words(w.space.Mem, e, 1)
-				if stored == nil {
-					ok = false
-					break
-				}
-				e = link.reveal(e, stored[0])
+	for i := range w.caches {
+		c := &w.caches[i]
+		entries, whole := w.entriesOf(c, link)
+		if !whole && len(entries) < 2 { // no cache, or one that changed below us: nothing can be said
+			for _, e := range entries {
+				e.s.inUse.set(e.i)
 			}
-			if !ok {
-				break
-			}
+			continue
 		}
-		if !ok && len(entries) < 2 {
-			continue // no cache, or one that changed below us: nothing can be said
-		}
-		if !ok {
+		if !whole {
 			w.heap.problem(c.chunk, "thread cache changed or is damaged; the rest of it counts as in use")
 		}
 		for _, e := range entries {
-			if e.s.inUse.has(e.i) {
-				e.s.inUse.clear(e.i)
-				a := &w.heap.Arenas[e.s.arena]
-				a.InUse.take(e.size)
-				a.Tcache.add(e.size)
-			}
+			a := &w.heap.Arenas[e.s.arena]
+			a.InUse.take(e.size)
+			a.Tcache.add(e.size)
 		}
 	}
 }
+
+// cached is a block in a cache.
+type cached struct {
+	s       *segment
+	i, size uint64
+}
+
+// entriesOf follows the lists of a cache and marks their blocks as not in use, which also ends a list that runs in a circle.
+// whole is false when a list leads astray before its count is reached.
+func (w *walker) entriesOf(c *cacheCandidate, link mangling) (entries []cached, whole bool) {
+	for bin, count := range c.counts {
+		want := uint64(minChunk + bin*unit)
+		e := c.heads[bin]
+		for range count {
+			p := e - chunkHeader
+			s, size, found := w.heap.chunk(p)
+			if !found || size != want {
+				return entries, false
+			}
+			i := (p - s.start) / unit
+			if !s.inUse.has(i) {
+				return entries, false
+			}
+			s.inUse.clear(i)
+			entries = append(entries, cached{s, i, size})
+			stored := words(w.space.Mem, e, 1)
+			if stored == nil {
+				return entries, false
+			}
+			e = link.reveal(e, stored[0])
+		}
+	}
+	return entries, true
+}
+
+// maxVote is the longest list that has a say in how lists are linked. A handful of them settle it.
+const (
+	maxVote   = 256
+	fewVoters = 64
+)
 
 // linkOfLists finds out whether lists are mangled: the last entry of a list tells, whose link is zero when plain.
 func (w *walker) linkOfLists() mangling {
 	votes := map[mangling]int{}
 	for _, c := range w.caches {
 		for bin, count := range c.counts {
-			if count == 0 || count > 1<<10 {
+			if count == 0 || count > maxVote {
 				continue
+			}
+			if votes[plain]+votes[safe] >= fewVoters {
+				break
 			}
 			for _, m := range []mangling{plain, safe} {
 				if w.endsAfter(c.heads[bin], int(count), m) {

@@ -68,22 +68,12 @@ func dataRange(space *Space, i int) bool {
 // newLibc works out the layout of the main arena whose bins are at the given address, and lists its other arenas.
 func newLibc(space *Space, bins uint64, heaps []heapInfo) *libc {
 	var best *libc
+	score := 0
 	for _, lay := range layouts {
 		l := &libc{state: lay, main: bins - lay.bins}
 		l.threads, l.ringOK = ring(space, l.main, lay)
-		tail := words(space.Mem, l.main+lay.systemMem-8, 3)
-		if tail == nil {
-			continue
-		}
-		before, system, most := tail[0], tail[1], tail[2]
-		fits := system%4096 == 0 && system <= most && (!lay.hasThreads || before < 1<<20)
-		if l.ringOK && fits {
-			best = l
-			break
-		}
-		top := words(space.Mem, l.main+lay.top, 1)
-		if best == nil && fits && top != nil && (top[0]%unit == 0) {
-			best = l
+		if n := l.score(space); n > score {
+			best, score = l, n
 		}
 	}
 	if best == nil {
@@ -91,6 +81,27 @@ func newLibc(space *Space, bins uint64, heaps []heapInfo) *libc {
 	}
 	best.adopt(heaps)
 	return best
+}
+
+// score says how well a layout fits; 0 is not at all. A ring of arenas that leads back to its start tells where the arena
+// starts, the figures at its end which of two lengths it has.
+func (l *libc) score(space *Space) int {
+	tail := words(space.Mem, l.main+l.state.systemMem-8, 3)
+	if tail == nil {
+		return 0
+	}
+	attached, system, most := tail[0], tail[1], tail[2]
+	if system%unit != 0 || system > most || system != 0 && system < 4096 || l.state.hasThreads && attached > 1<<20 {
+		return 0
+	}
+	n := 1
+	if l.ringOK {
+		n += 2
+	}
+	if system > 0 { // 0 may be the count of threads, in the place of an older layout
+		n++
+	}
+	return n
 }
 
 // adopt takes the heaps that belong to this libc's arenas. With a broken ring the heaps themselves tell of the arenas.

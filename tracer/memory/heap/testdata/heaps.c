@@ -3,6 +3,7 @@
 //   heaps fragmented  200,003 blocks, every third freed, some reallocated
 //   heaps cache       every size of the thread cache filled, and fastbins
 //   heaps arenas N    N threads, each with an arena of its own that is in use
+//   heaps bigarena    one thread fills several heaps of its arena
 //   heaps mmapped     blocks with mappings of their own, aligned ones too, some freed
 //   heaps foreign     somebody else takes memory with brk in the middle
 //   heaps nobrk       brk fails after the first megabytes
@@ -51,6 +52,30 @@ static void arenas(int n)
 	pthread_barrier_init(&barrier, NULL, n + 1);
 	for (long i = 0; i < n; i++)
 		pthread_create(&t, NULL, thread, (void *)i);
+	pthread_barrier_wait(&barrier);
+}
+
+static void *fill(void *arg)
+{
+	void *last = NULL;
+
+	for (int i = 0; i < 20011; i++) {
+		void *p = malloc(1000 + (i * 31) % 18000);
+		if (i % 3 == 0)
+			free(last);
+		last = p;
+	}
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	return NULL;
+}
+
+static void bigarena(void)
+{
+	pthread_t t;
+
+	pthread_barrier_init(&barrier, NULL, 2);
+	pthread_create(&t, NULL, fill, NULL);
 	pthread_barrier_wait(&barrier);
 }
 
@@ -151,6 +176,8 @@ int main(int argc, char **argv)
 		cache();
 	else if (!strcmp(mode, "arenas"))
 		arenas(n);
+	else if (!strcmp(mode, "bigarena"))
+		bigarena();
 	else if (!strcmp(mode, "mmapped"))
 		mmapped();
 	else if (!strcmp(mode, "foreign"))
