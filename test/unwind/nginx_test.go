@@ -50,7 +50,7 @@ http {
 `
 
 // startNginx runs Debian's nginx; its worker is the target, under load from begin on.
-func startNginx(t *testing.T) *target {
+func startNginx(t testing.TB) *target {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o755); err != nil {

@@ -33,8 +33,8 @@ func TestStacksEqualTheOracles(t *testing.T) {
 		{"a signal handler on a stack of its own", func(t *testing.T) *target {
 			return start(t, build(t, "sigalt.c"))
 		}, 3},
-		{"nginx with TLS and gzip", startNginx, 17},
-		{"clang compiling C++", startClang, 199},
+		{"nginx with TLS and gzip", func(t *testing.T) *target { return startNginx(t) }, 17},
+		{"clang compiling C++", func(t *testing.T) *target { return startClang(t) }, 199},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWalker(t, options{})
@@ -51,7 +51,7 @@ func TestStacksEqualTheOracles(t *testing.T) {
 }
 
 // startClang waits for a source file on standard input, by when all its libraries are in place.
-func startClang(t *testing.T) *target {
+func startClang(t testing.TB) *target {
 	p := startQuiet(t, "clang++", "-x", "c++", "-O1", "-std=c++17", "-S", "-o", os.DevNull, "-")
 	waitReading(t, p.pid)
 	p.begin = func() {
