@@ -157,6 +157,33 @@ func TestTheHierarchyWithMemoryLimitsWins(t *testing.T) {
 	}
 }
 
+func TestMembersOfGroupsBelowAreContainedNamesakesAreNot(t *testing.T) {
+	web := Group{Path: "/web", controllers: []string{"rw", "memory"}}
+	unified := Group{Path: "/web", V2: true}
+	root := Group{Path: "/", V2: true}
+	tests := []struct {
+		text               string
+		web, unified, root bool
+	}{
+		{"4:memory:/web\n0::/\n", true, false, true},
+		{"4:memory:/web/a\n", true, false, false},
+		{"4:memory:/website\n0::/website\n", false, false, true},
+		{"3:cpu:/web\n4:memory:/\n", false, false, false},
+		{"0::/web/x\n", false, true, true},
+	}
+	for _, tt := range tests {
+		list, err := ParseMemberships(strings.NewReader(tt.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for g, want := range map[*Group]bool{&web: tt.web, &unified: tt.unified, &root: tt.root} {
+			if got := g.Contains(list); got != want {
+				t.Errorf("%q in %+v: %v, want %v", tt.text, *g, got, want)
+			}
+		}
+	}
+}
+
 func TestUsageOfBothVersions(t *testing.T) {
 	v2 := fakeHierarchy(t, true, map[string]map[string]string{
 		"/": nil,

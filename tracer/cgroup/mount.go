@@ -172,6 +172,20 @@ type Group struct {
 	V2   bool
 	// top is the mount point: ancestors are walked up to it.
 	top string
+	// controllers are those of the group's v1 hierarchy.
+	controllers []string
+}
+
+// Contains says whether a process is in the group or in one below it.
+func (g Group) Contains(list []Membership) bool {
+	for _, m := range list {
+		if m.V2() != g.V2 || !g.V2 && !slices.ContainsFunc(m.Controllers, func(c string) bool { return slices.Contains(g.controllers, c) }) {
+			continue
+		}
+		rest, ok := strings.CutPrefix(m.Path, strings.TrimSuffix(g.Path, "/"))
+		return ok && (rest == "" || rest[0] == '/')
+	}
+	return false
 }
 
 // ErrNotFound is returned when no mounted hierarchy has the group.
@@ -200,7 +214,7 @@ func FindIn(mounts []Mount, name string) (Group, error) {
 		group := path.Clean("/" + name)
 		dir, ok := m.dir(group)
 		if ok && isGroup(dir) {
-			return Group{Dir: dir, Path: group, V2: m.V2, top: m.Dir}, nil
+			return Group{Dir: dir, Path: group, V2: m.V2, top: m.Dir, controllers: m.Controllers}, nil
 		}
 	}
 	var dirs []string
@@ -241,7 +255,7 @@ func findDir(mounts []Mount, name string) (Group, bool) {
 		if strings.HasPrefix(root, "/..") {
 			root = "/"
 		}
-		return Group{Dir: dir, Path: path.Join(root, rel), V2: m.V2, top: m.Dir}, true
+		return Group{Dir: dir, Path: path.Join(root, rel), V2: m.V2, top: m.Dir, controllers: m.Controllers}, true
 	}
 	return Group{}, false
 }

@@ -1,0 +1,268 @@
+package target
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/allocsnoop/allocsnoop/tracer/rootfs"
+	"golang.org/x/sys/unix"
+)
+
+// Named is a running or stopped container that a runtime knows by name.
+type Named struct {
+	ID    string
+	Names []string // without Docker's leading slash; for Kubernetes "container", "pod/container" and "namespace/pod/container"
+}
+
+// Names asks the container runtimes of a machine for their containers. Docker and Podman answer on their sockets;
+// containerd and CRI-O, whose sockets speak gRPC, keep the same facts in files beside each running container.
+type Names struct {
+	// Root is the root directory of the machine, for a tracer that itself runs in a container; "/" when empty.
+	Root string
+}
+
+// limits of what runtimes may say, against a file or a socket that somebody else put there.
+const (
+	maxAnswer     = 32 << 20
+	maxConfig     = 8 << 20
+	maxContainers = 20000
+	askTimeout    = 2 * time.Second
+)
+
+// List is every container that a runtime knows. An error of one runtime is returned beside what the others said.
+func (n Names) List(ctx context.Context) ([]Named, []error) {
+	var all []Named
+	var errs []error
+	add := func(list []Named, err error) {
+		all = append(all, list...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, socket := range []string{"/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock"} {
+		list, err := n.ask(ctx, socket)
+		if len(list) > 0 || err == nil {
+			add(list, err)
+			break
+		}
+		if !os.IsNotExist(err) {
+			errs = append(errs, err)
+		}
+	}
+	add(n.docker())
+	for _, dir := range []string{"/var/lib/containers/storage/overlay-containers", "/var/lib/containers/storage/vfs-containers"} {
+		add(n.storage(dir + "/containers.json"))
+	}
+	add(n.bundles())
+	return merge(all), errs
+}
+
+func (n Names) root() string {
+	if n.Root == "" {
+		return "/"
+	}
+	return n.Root
+}
+
+// ask speaks Docker's protocol, which Podman's service speaks too.
+func (n Names) ask(ctx context.Context, socket string) ([]Named, error) {
+	fd, err := rootfs.OpenPath(n.root(), socket)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		// Through the handle: the name could lead out of the root by now.
+		return (&net.Dialer{}).DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: askTimeout}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://runtime/containers/json?all=1", nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its containers: %w", socket, err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("ask %s for its containers: %s", socket, answer.Status)
+	}
+	list, err := parseDockerList(io.LimitReader(answer.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its containers: %w", socket, err)
+	}
+	return list, nil
+}
+
+// parseDockerList reads the answer to GET /containers/json.
+func parseDockerList(r io.Reader) ([]Named, error) {
+	var list []struct {
+		ID     string `json:"Id"`
+		Names  []string
+		Labels map[string]string
+	}
+	if err := json.NewDecoder(r).Decode(&list); err != nil {
+		return nil, fmt.Errorf("parse list of containers: %w", err)
+	}
+	var out []Named
+	for _, c := range list {
+		named := Named{ID: c.ID, Names: kubernetesNames(c.Labels)}
+		for _, name := range c.Names {
+			named.Names = append(named.Names, strings.TrimPrefix(name, "/"))
+		}
+		out = append(out, named)
+	}
+	return out, nil
+}
+
+// docker reads what dockerd keeps on disk, for when its socket is not to be had.
+func (n Names) docker() ([]Named, error) {
+	const dir = "/var/lib/docker/containers"
+	var out []Named
+	for _, id := range n.entries(dir) {
+		var config struct {
+			ID     string
+			Name   string
+			Config struct{ Labels map[string]string }
+		}
+		if n.readJSON(path.Join(dir, id, "config.v2.json"), &config) != nil || config.ID == "" {
+			continue
+		}
+		names := append(kubernetesNames(config.Config.Labels), strings.TrimPrefix(config.Name, "/"))
+		out = append(out, Named{config.ID, names})
+	}
+	return out, nil
+}
+
+// storage reads the list of containers that Podman, CRI-O and Buildah share.
+func (n Names) storage(name string) ([]Named, error) {
+	var list []struct {
+		ID    string   `json:"id"`
+		Names []string `json:"names"`
+	}
+	err := n.readJSON(name, &list)
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	var out []Named
+	for _, c := range list {
+		out = append(out, Named{c.ID, c.Names})
+	}
+	return out, err
+}
+
+// bundleDirs hold a directory for each container with its OCI configuration, whose annotations name it.
+var bundleDirs = []string{
+	"/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+	"/run/containerd/io.containerd.runtime.v2.task/default",
+	"/run/containerd/io.containerd.runtime.v2.task/moby",
+	"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io",
+	"/run/containers/storage/overlay-containers",
+	"/var/lib/containers/storage/overlay-containers",
+}
+
+func (n Names) bundles() ([]Named, error) {
+	var out []Named
+	for _, dir := range bundleDirs {
+		for _, id := range n.entries(dir) {
+			for _, name := range []string{"config.json", "userdata/config.json"} {
+				var config struct {
+					Hostname    string            `json:"hostname"`
+					Annotations map[string]string `json:"annotations"`
+				}
+				if n.readJSON(path.Join(dir, id, name), &config) != nil {
+					continue
+				}
+				if names := kubernetesNames(config.Annotations); len(names) > 0 {
+					out = append(out, Named{id, names})
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// kubernetesNames are the names in labels or annotations, in the three spellings a person may use.
+func kubernetesNames(labels map[string]string) []string {
+	first := func(keys ...string) string {
+		for _, key := range keys {
+			if labels[key] != "" {
+				return labels[key]
+			}
+		}
+		return ""
+	}
+	container := first("io.kubernetes.cri.container-name", "io.kubernetes.container.name", "nerdctl/name")
+	pod := first("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name")
+	namespace := first("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
+	if container == "" {
+		return nil
+	}
+	names := []string{container}
+	if pod != "" {
+		names = append(names, pod+"/"+container)
+		if namespace != "" {
+			names = append(names, namespace+"/"+pod+"/"+container)
+		}
+	}
+	return names
+}
+
+// entries are the names in a directory of the machine; none when it is not there.
+func (n Names) entries(dir string) []string {
+	fd, err := rootfs.OpenPath(n.root(), dir)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(maxContainers)
+	return names
+}
+
+func (n Names) readJSON(name string, into any) error {
+	text, err := rootfs.ReadFile(n.root(), name, maxConfig)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(bytes.TrimSpace(text), into); err != nil {
+		return fmt.Errorf("parse %s: %w", name, err)
+	}
+	return nil
+}
+
+// merge puts what several sources said about one container together.
+func merge(all []Named) []Named {
+	at := map[string]int{}
+	var out []Named
+	for _, c := range all {
+		i, known := at[c.ID]
+		if !known {
+			at[c.ID] = len(out)
+			out = append(out, Named{ID: c.ID})
+			i = len(out) - 1
+		}
+		for _, name := range c.Names {
+			if name != "" && !slices.Contains(out[i].Names, name) {
+				out[i].Names = append(out[i].Names, name)
+			}
+		}
+	}
+	return out
+}
