@@ -85,6 +85,8 @@ func newRootCommand() *cobra.Command {
 	// One line a subcommand, each in a file of its own.
 	root.AddCommand(newDoctorCommand())
 	root.AddCommand(newInspectCommand())
+	root.AddCommand(newLibsCommand())
+	root.AddCommand(newDiffCommand())
 	root.AddCommand(newGuardCommand())
 	return root
 }
