@@ -116,7 +116,7 @@ func (l *Leaks) units(s *segment) func(func(uint64) bool) {
 // roots marks what variables, stacks and registers point to.
 func (m *marker) roots(ctx context.Context, l *Leaks) error {
 	space := m.h.space
-	running := 0
+	running, missing := 0, 0
 	for _, t := range space.Threads {
 		if t.SP == 0 {
 			running++
@@ -144,6 +144,15 @@ func (m *marker) roots(ctx context.Context, l *Leaks) error {
 				return err
 			}
 		}
+		if absent, err := space.absent(r); err != nil {
+			return err
+		} else if absent {
+			missing++
+		}
+	}
+	if missing > 0 {
+		l.Notes = append(l.Notes, fmt.Sprintf("%d ranges of variables and stacks are not in this dump: what only they point to "+
+			"is listed as unreachable", missing))
 	}
 	return nil
 }

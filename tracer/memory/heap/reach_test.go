@@ -3,10 +3,13 @@ package heap
 import (
 	"context"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
 
 func findLeaks(t *testing.T, pid int) *Leaks {
@@ -52,6 +55,39 @@ func TestLeaksAreExactlyTheUnreachableBlocks(t *testing.T) {
 	}
 	if in := walkProcess(t, pid).Total().InUse.Blocks; in < 100000 {
 		t.Errorf("%d blocks in use, want 101,000 or so", in)
+	}
+}
+
+// A dump of the heap alone has no stacks: what they hold must not pass for a leak without a word.
+func TestLeaksOfPartialDumpAreMarked(t *testing.T) {
+	pid, _ := start(t, nil, build(t, "testdata/leaks.c"))
+	for _, tt := range []struct {
+		name   string
+		ranges memory.Selection
+		notes  int
+	}{
+		{"heap only", memory.Selection{Heap: true}, 2}, // no threads are known either
+		{"everything", memory.Selection{All: true}, 1},
+	} {
+		path := filepath.Join(t.TempDir(), "dump")
+		if _, err := (memory.FS{}).Dump(context.Background(), pid, path, memory.DumpOptions{Selection: tt.ranges}); err != nil {
+			t.Fatal(err)
+		}
+		img, err := memory.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer img.Close()
+		r, err := Inspect(context.Background(), img, InspectOptions{Reachable: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Leaks.Notes) != tt.notes {
+			t.Errorf("%s: notes %q, want %d", tt.name, r.Leaks.Notes, tt.notes)
+		}
+		if r.Leaks.Unreachable.Blocks < 1000 && tt.notes == 2 {
+			t.Errorf("%s: %d unreachable blocks", tt.name, r.Leaks.Unreachable.Blocks)
+		}
 	}
 }
 

@@ -62,6 +62,15 @@ func (s *Space) filled(start, end uint64) ([]span, error) {
 	return spans, nil
 }
 
+// absent says whether nothing of a range is in the image, as in a dump of other ranges.
+func (s *Space) absent(r Range) (bool, error) {
+	if s.Extents == nil {
+		return false, nil
+	}
+	extents, err := s.Extents(r.Start, r.End)
+	return len(extents) == 0, err
+}
+
 // find returns the range that holds address a.
 func (s *Space) find(a uint64) (Range, bool) {
 	i := sort.Search(len(s.Ranges), func(i int) bool { return s.Ranges[i].End > a })
