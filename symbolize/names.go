@@ -25,7 +25,7 @@ func demangled(name string) string {
 
 // line is the line of a symbol without DWARF.
 func (s *symbol) line() profile.Line {
-	l := profile.Line{Function: demangled(s.name), SystemName: s.name}
+	l := profile.Line{Function: demangled(s.name), SystemName: s.name, File: s.file}
 	if s.size == 0 {
 		l.Function = fmt.Sprintf("%s+%#x [symbol without a size]", l.Function, s.offset)
 	}

@@ -17,6 +17,7 @@ type symbol struct {
 	name        string
 	value, size uint64
 	bind        elf.SymBind
+	file        string // the source file's base name, which only a local symbol has
 	offset      uint64 // of an address behind a symbol without a size; then the name is a guess and marked
 }
 
@@ -56,6 +57,7 @@ func (o *object) symbolTables(typ elf.SectionType, warn func(error)) []*symbolTa
 
 type rawSymbol struct {
 	name        uint32
+	file        uint32 // name of the STT_FILE symbol before a local one
 	info        uint8
 	section     uint16
 	value, size uint64
@@ -70,6 +72,7 @@ func (t *symbolTable) each(f func(rawSymbol)) error {
 	n := min(t.entries.Size()/entry, maxSymbols)
 	const chunk = 1024
 	buf := make([]byte, chunk*entry)
+	file := uint32(0)
 	for i := uint64(0); i < n; i += chunk {
 		b := buf[:min(chunk, n-i)*entry]
 		if err := t.entries.Copy(b, i*entry); err != nil {
@@ -78,8 +81,13 @@ func (t *symbolTable) each(f func(rawSymbol)) error {
 		for ; len(b) > 0; b = b[entry:] {
 			s := t.decode(b)
 			switch elf.ST_TYPE(s.info) {
+			case elf.STT_FILE:
+				file = s.name
 			case elf.STT_FUNC, elf.STT_GNU_IFUNC, elf.STT_NOTYPE:
 				if s.section != 0 && t.o.executable(elf.SectionIndex(s.section)) {
+					if elf.ST_BIND(s.info) == elf.STB_LOCAL {
+						s.file = file
+					}
 					f(s)
 				}
 			}
@@ -91,9 +99,23 @@ func (t *symbolTable) each(f func(rawSymbol)) error {
 func (t *symbolTable) decode(b []byte) rawSymbol {
 	le := binary.LittleEndian
 	if t.wide {
-		return rawSymbol{le.Uint32(b), b[4], le.Uint16(b[6:]), le.Uint64(b[8:]), le.Uint64(b[16:])}
+		return rawSymbol{le.Uint32(b), 0, b[4], le.Uint16(b[6:]), le.Uint64(b[8:]), le.Uint64(b[16:])}
 	}
-	return rawSymbol{le.Uint32(b), b[12], le.Uint16(b[14:]), uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:]))}
+	return rawSymbol{le.Uint32(b), 0, b[12], le.Uint16(b[14:]), uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:]))}
+}
+
+// symbol reads the names of an entry.
+func (t *symbolTable) symbol(raw rawSymbol) (symbol, bool) {
+	name, err := t.names.String(uint64(raw.name))
+	if err != nil || name == "" {
+		return symbol{}, false
+	}
+	name, _, _ = strings.Cut(name, "@") // a version: memcpy@@GLIBC_2.14
+	s := symbol{name: name, value: raw.value, size: raw.size, bind: elf.ST_BIND(raw.info)}
+	if raw.file != 0 {
+		s.file, _ = t.names.String(uint64(raw.file)) // without it the name is still good
+	}
+	return s, true
 }
 
 // find adds to found[i] the symbols that cover addrs[i].
@@ -123,12 +145,9 @@ func (t *symbolTable) find(addrs []uint64, found [][]symbol) error {
 		if len(found[h.i]) >= maxCandidates {
 			continue
 		}
-		name, err := t.names.String(uint64(h.raw.name))
-		if err != nil || name == "" {
-			continue
+		if sym, ok := t.symbol(h.raw); ok {
+			found[h.i] = append(found[h.i], sym)
 		}
-		name, _, _ = strings.Cut(name, "@") // a version: memcpy@@GLIBC_2.14
-		found[h.i] = append(found[h.i], symbol{name: name, value: h.raw.value, size: h.raw.size, bind: elf.ST_BIND(h.raw.info)})
 	}
 	return nil
 }
@@ -170,11 +189,10 @@ func (t *symbolTable) findSizeless(addrs []uint64, found [][]symbol) error {
 		if !b.ok || b.end > b.raw.value || !t.o.sameSection(b.raw, addrs[i]) {
 			continue
 		}
-		name, err := t.names.String(uint64(b.raw.name))
-		if err != nil || name == "" {
-			continue
+		if sym, ok := t.symbol(b.raw); ok {
+			sym.offset = addrs[i] - sym.value
+			found[i] = append(found[i], sym)
 		}
-		found[i] = append(found[i], symbol{name: name, value: b.raw.value, bind: elf.ST_BIND(b.raw.info), offset: addrs[i] - b.raw.value})
 	}
 	return nil
 }
