@@ -61,6 +61,7 @@ func (s *Symbolizer) open(ctx context.Context, of *Object) (*resolver, error) {
 	}
 	if r.main != nil && id == "" {
 		id = r.main.buildID
+		of.BuildID = id
 	}
 	r.debug = r.main
 	if r.main == nil || !r.main.has(".debug_info") {
