@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -118,4 +119,13 @@ func TestCompilersAndVersionsAgreeWithLLVM(t *testing.T) {
 			compare(t, addrs, resolveFile(t, Options{}, program, offsets), want, symbolsOf(t, program, addrs))
 		})
 	}
+}
+
+func hexNumber(t testing.TB, s string) uint64 {
+	t.Helper()
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
