@@ -29,6 +29,10 @@ char LICENSE[] SEC("license") = "GPL";
 
 /* nothing is booked while this is 0; user space opens and shuts it */
 volatile __u32 gate = 0;
+/* calls of allocators are no longer booked, though mappings are: the budget did not allow it */
+volatile __u32 calls_shut = 0;
+/* session probes have taken over from the pairs of entry and return probes */
+volatile __u32 sessions = 0;
 /* the programs know the function by attach cookie (5.15+), else by its address */
 volatile const __u32 have_cookie = 1;
 /* exec of any process is told, for services selected by name, path, cgroup or library */
@@ -312,7 +316,7 @@ static __always_inline void on_free(struct proc *p, __u32 kind, __u64 addr)
 {
 	struct block b;
 
-	if (!addr || !gate)
+	if (!addr || !gate || calls_shut)
 		return;
 	if (live_take(p->key, kind, addr, &b))
 		book_free(p->key, kind, &b);
@@ -356,7 +360,7 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		return 1;
 	}
 	if (op == OP_POOL_DESTROY) {
-		if (gate)
+		if (gate && !calls_shut)
 			pool_end(p->key, f->kind, arg(ctx, f->pool));
 		/* the pool itself may be a block */
 		on_free(p, f->kind, f->ptr ? arg(ctx, f->ptr) : 0);
@@ -388,8 +392,8 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 	c->out = 0;
 	c->flags = 0;
 	c->old.prob = 0;
-	if (!gate || pending_in(t, f->kind)) {
-		c->flags = gate ? CALL_NESTED : CALL_UNSAMPLED;
+	if (!gate || calls_shut || pending_in(t, f->kind)) {
+		c->flags = gate && !calls_shut ? CALL_NESTED : CALL_UNSAMPLED;
 		t->depth++;
 		return 0;
 	}
@@ -549,13 +553,17 @@ static __always_inline int on_return(struct pt_regs *ctx, struct proc *p)
 	}
 	c = pop(p, t, PT_REGS_SP(ctx));
 	if (!c) {
-		if (gate)
+		/*
+		 * While sessions take over, both kinds of probes see a return, and one finds the call popped; and
+		 * calls that were not sampled have left no record.
+		 */
+		if (gate && !sessions && !sampling)
 			count(COUNT_RETURN_WITHOUT_ENTRY);
 		return 0;
 	}
 	if (c->flags & CALL_NESTED)
 		return 0;
-	if (!gate || (c->flags & CALL_UNSAMPLED && !(c->flags & (CALL_TOOK_OLD | CALL_UNKNOWN)))) {
+	if (!gate || calls_shut || (c->flags & CALL_UNSAMPLED && !(c->flags & (CALL_TOOK_OLD | CALL_UNKNOWN)))) {
 		put_back(p, c);
 		return 0;
 	}
@@ -618,13 +626,17 @@ static __always_inline int leave(struct pt_regs *ctx)
 {
 	struct proc *p = current_proc();
 
-	return p ? on_return(ctx, p) : 0;
+	if (!p)
+		return 0;
+	count(COUNT_RETURNS);
+	return on_return(ctx, p);
 }
 
 SEC("uprobe")
 int call_entered(struct pt_regs *ctx)
 {
-	enter(ctx);
+	if (!sessions)
+		enter(ctx);
 	return 0;
 }
 
@@ -651,7 +663,7 @@ int call_session(struct pt_regs *ctx)
 {
 	if (bpf_session_is_return())
 		return leave(ctx);
-	return enter(ctx);
+	return sessions ? enter(ctx) : 1;
 }
 #endif
 

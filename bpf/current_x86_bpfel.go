@@ -43,9 +43,8 @@ const (
 	CurrentCounterCOUNT_READ_FAULT              CurrentCounter = 15
 	CurrentCounterCOUNT_NO_PROC_ROOM            CurrentCounter = 16
 	CurrentCounterCOUNT_POOL_FULL               CurrentCounter = 17
-	CurrentCounterCOUNT_EVENTS                  CurrentCounter = 18
-	CurrentCounterCOUNT_HITS                    CurrentCounter = 19
-	CurrentCounterCOUNT_MAX                     CurrentCounter = 20
+	CurrentCounterCOUNT_RETURNS                 CurrentCounter = 18
+	CurrentCounterCOUNT_MAX                     CurrentCounter = 19
 )
 
 type CurrentEvent struct {
@@ -339,11 +338,13 @@ const (
 	CurrentProgProcessExited  = "process_exited"
 	CurrentProgProcessForked  = "process_forked"
 	CurrentProgSyscallExit    = "syscall_exit"
+	CurrentVarCallsShut       = "calls_shut"
 	CurrentVarExported        = "exported"
 	CurrentVarGate            = "gate"
 	CurrentVarHaveCookie      = "have_cookie"
 	CurrentVarSampleProb      = "sample_prob"
 	CurrentVarSampling        = "sampling"
+	CurrentVarSessions        = "sessions"
 	CurrentVarTellExecs       = "tell_execs"
 	CurrentVarUnwindFrameType = "unwind_frame_type"
 	CurrentVarUnwindMarkType  = "unwind_mark_type"
@@ -436,11 +437,13 @@ type CurrentMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CurrentVariableSpecs struct {
+	CallsShut       *ebpf.VariableSpec `ebpf:"calls_shut"`
 	Exported        *ebpf.VariableSpec `ebpf:"exported"`
 	Gate            *ebpf.VariableSpec `ebpf:"gate"`
 	HaveCookie      *ebpf.VariableSpec `ebpf:"have_cookie"`
 	SampleProb      *ebpf.VariableSpec `ebpf:"sample_prob"`
 	Sampling        *ebpf.VariableSpec `ebpf:"sampling"`
+	Sessions        *ebpf.VariableSpec `ebpf:"sessions"`
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
@@ -517,11 +520,13 @@ func (m *CurrentMaps) Close() error {
 //
 // It can be passed to LoadCurrentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CurrentVariables struct {
+	CallsShut       *ebpf.Variable `ebpf:"calls_shut"`
 	Exported        *ebpf.Variable `ebpf:"exported"`
 	Gate            *ebpf.Variable `ebpf:"gate"`
 	HaveCookie      *ebpf.Variable `ebpf:"have_cookie"`
 	SampleProb      *ebpf.Variable `ebpf:"sample_prob"`
 	Sampling        *ebpf.Variable `ebpf:"sampling"`
+	Sessions        *ebpf.Variable `ebpf:"sessions"`
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`

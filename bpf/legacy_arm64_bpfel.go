@@ -197,11 +197,13 @@ const (
 	LegacyProgProcessExited   = "process_exited"
 	LegacyProgProcessForked   = "process_forked"
 	LegacyProgSyscallExit     = "syscall_exit"
+	LegacyVarCallsShut        = "calls_shut"
 	LegacyVarExported         = "exported"
 	LegacyVarGate             = "gate"
 	LegacyVarHaveCookie       = "have_cookie"
 	LegacyVarSampleProb       = "sample_prob"
 	LegacyVarSampling         = "sampling"
+	LegacyVarSessions         = "sessions"
 	LegacyVarTellExecs        = "tell_execs"
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
@@ -295,11 +297,13 @@ type LegacyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LegacyVariableSpecs struct {
+	CallsShut       *ebpf.VariableSpec `ebpf:"calls_shut"`
 	Exported        *ebpf.VariableSpec `ebpf:"exported"`
 	Gate            *ebpf.VariableSpec `ebpf:"gate"`
 	HaveCookie      *ebpf.VariableSpec `ebpf:"have_cookie"`
 	SampleProb      *ebpf.VariableSpec `ebpf:"sample_prob"`
 	Sampling        *ebpf.VariableSpec `ebpf:"sampling"`
+	Sessions        *ebpf.VariableSpec `ebpf:"sessions"`
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
@@ -380,11 +384,13 @@ func (m *LegacyMaps) Close() error {
 //
 // It can be passed to LoadLegacyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LegacyVariables struct {
+	CallsShut       *ebpf.Variable `ebpf:"calls_shut"`
 	Exported        *ebpf.Variable `ebpf:"exported"`
 	Gate            *ebpf.Variable `ebpf:"gate"`
 	HaveCookie      *ebpf.Variable `ebpf:"have_cookie"`
 	SampleProb      *ebpf.Variable `ebpf:"sample_prob"`
 	Sampling        *ebpf.Variable `ebpf:"sampling"`
+	Sessions        *ebpf.Variable `ebpf:"sessions"`
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`

@@ -60,6 +60,7 @@ type documentHead struct {
 	Started           time.Time     `json:"started,omitzero"`
 	Taken             time.Time     `json:"taken,omitzero"`
 	Duration          seconds       `json:"duration_seconds"`
+	Mode              string        `json:"mode"`
 	SampleBytes       uint64        `json:"sample_bytes"`
 	Processes         []processJSON `json:"processes"`
 	Losses            []Counter     `json:"losses"`
@@ -140,6 +141,7 @@ func headOf(s *Snapshot) documentHead {
 		Started:           s.Started.UTC(),
 		Taken:             s.Taken.UTC(),
 		Duration:          seconds(s.Duration()),
+		Mode:              s.Mode,
 		SampleBytes:       s.SampleBytes,
 		Losses:            orEmpty(s.Losses),
 		LossLimitExceeded: s.LossStated,
@@ -164,18 +166,18 @@ func headOf(s *Snapshot) documentHead {
 // snapshot is the way back; stacks are left to the caller.
 func (h *documentHead) snapshot() *Snapshot {
 	s := &Snapshot{
-		Command:     h.Command,
-		Started:     h.Started,
-		Taken:       h.Taken,
-		SampleBytes: h.SampleBytes,
-		Losses:      h.Losses,
-		LossStated:  h.LossLimitExceeded,
-		PreAttach:   PreAttach(h.PreAttach),
-		Unwind:      h.Unwind,
-		Processes:   convert(h.Processes, processFromJSON),
-		Probes:      convert(h.Probes, func(p probeJSON) Probe { return Probe(p) }),
-		Events:      convert(h.Events, func(e eventJSON) Event { return Event{time.Duration(e.At), e.Text} }),
-		RSS:         (*RSSChange)(h.RSS),
+		Command: h.Command,
+		Started: h.Started,
+		Taken:   h.Taken,
+		Mode:    h.Mode, SampleBytes: h.SampleBytes,
+		Losses:     h.Losses,
+		LossStated: h.LossLimitExceeded,
+		PreAttach:  PreAttach(h.PreAttach),
+		Unwind:     h.Unwind,
+		Processes:  convert(h.Processes, processFromJSON),
+		Probes:     convert(h.Probes, func(p probeJSON) Probe { return Probe(p) }),
+		Events:     convert(h.Events, func(e eventJSON) Event { return Event{time.Duration(e.At), e.Text} }),
+		RSS:        (*RSSChange)(h.RSS),
 	}
 	if o := h.Overhead; o != nil {
 		s.Overhead = &Overhead{

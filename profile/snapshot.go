@@ -27,6 +27,8 @@ type Snapshot struct {
 	Processes []*Process
 	Stacks    []*Stack
 
+	// Mode is how precise the trace was at its end: "exact", "sample" or "growth" (only mappings and program heap).
+	Mode string
 	// SampleBytes is the mean sampling interval R in bytes at the end of the trace; 0 means every block was counted.
 	SampleBytes uint64
 	// Losses are the named ways in which something was lost, cut or missed; zero counts are left out.

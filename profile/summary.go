@@ -37,7 +37,10 @@ func WriteSummary(w io.Writer, s *Snapshot, opt SummaryOptions) error {
 
 func (p *printer) header(s *Snapshot, opt SummaryOptions) {
 	counted := "every block counted"
-	if s.SampleBytes > 0 {
+	switch {
+	case s.Mode == "growth":
+		counted = "heap and mappings only: which call paths make the process grow, not who holds the blocks or frees them"
+	case s.SampleBytes > 0:
 		counted = "sampled, one block per " + FormatBytes(s.SampleBytes) + " on average"
 	}
 	p.wrap(0, text(bold, "%s", whoOf(s.Processes)), text(plain, " traced for %s, %s", formatSpan(s.Duration()), counted))

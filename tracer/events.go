@@ -63,8 +63,8 @@ func (t *Tracer) onFork(e *bpf.Event) {
 	}
 	t.members[m.key] = m
 	t.current[pid] = m
-	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 && t.probes.inherit {
-		t.tryRefresh(m) // another thread than the main one forked: no uprobe was inherited
+	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 || t.useSessions {
+		t.tryRefresh(m) // nothing was inherited: sessions never are, and uprobes only from the main thread
 	}
 }
 
@@ -115,11 +115,7 @@ func (t *Tracer) end(m *member) {
 	if m.space != nil {
 		t.tables.Release(m.space)
 	}
-	hooks := m.hooks
-	m.hooks = nil
-	if len(hooks) > 0 {
-		go func() { _ = closeAll(hooks) }() // takes grace periods; events must not wait for them
-	}
+	t.closeLater(m.takeProbes())
 }
 
 func exitText(status uint32) string {

@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,7 +28,8 @@ type member struct {
 	space   *unwind.Space
 	regions *regions
 	brk     uint64
-	hooks   []*hook
+	calls   []io.Closer // probes of allocator functions
+	luas    []io.Closer // probes of LuaJIT's entries
 	opened  map[*probe]bool
 	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
 	objects    map[*profile.Mapping]*object
@@ -212,12 +214,19 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	m.inForce = plan.InForce
 	m.notes(t, plan)
 	var errs []error
+	var fresh []*probe
 	for _, a := range plan.Probes {
-		if o := objects[a.ID]; o != nil {
-			errs = append(errs, t.probeFunction(m, a, o, at[a.ID]))
+		o := objects[a.ID]
+		if o == nil {
+			continue
+		}
+		p, err := t.defineFunction(m, a, o, at[a.ID])
+		errs = append(errs, err)
+		if p != nil && !m.opened[p] {
+			fresh = append(fresh, p)
 		}
 	}
-	errs = append(errs, t.probeLua(m, ranges))
+	errs = append(errs, t.openProbes(m, fresh), t.probeLua(m, ranges))
 	return errors.Join(errs...)
 }
 
@@ -229,13 +238,11 @@ func (m *member) notes(t *Tracer, plan allocator.Plan) {
 	}
 }
 
-func (t *Tracer) probeFunction(m *member, a allocator.Probe, o *object, at []*memory.Range) error {
+// defineFunction makes the function a probe and notes where the member has it.
+func (t *Tracer) defineFunction(m *member, a allocator.Probe, o *object, at []*memory.Range) (*probe, error) {
 	p, err := t.probes.define(a, o.file)
-	if err != nil {
-		return err
-	}
-	if m.opened[p] {
-		return nil
+	if err != nil || m.opened[p] {
+		return p, err
 	}
 	for _, r := range at {
 		entry, ok := addressOf(r, a.Offset)
@@ -244,15 +251,36 @@ func (t *Tracer) probeFunction(m *member, a allocator.Probe, o *object, at []*me
 		}
 		m.allocators = append(m.allocators, codeRange{entry, entry + max(a.Length, 1)})
 		if err := t.probes.address(p, m.pid, entry+a.Place.Offset); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	hooks, err := t.probes.open(p, m.pid)
-	if err != nil {
-		return err
+	return p, nil
+}
+
+// openProbes puts probes into a member, of the sort that the trace's precision asks for.
+func (t *Tracer) openProbes(m *member, list []*probe) error {
+	if t.callsShut {
+		return nil
 	}
-	m.opened[p] = true
-	m.hooks = append(m.hooks, hooks...)
+	if t.useSessions {
+		links, err := t.probes.sessions(list, m.pid)
+		if err != nil {
+			return err
+		}
+		m.calls = append(m.calls, links...)
+		for _, p := range list {
+			m.opened[p] = true
+		}
+		return nil
+	}
+	for _, p := range list {
+		hooks, err := t.probes.open(p, m.pid)
+		if err != nil {
+			return err
+		}
+		m.calls = append(m.calls, hooks...)
+		m.opened[p] = true
+	}
 	return nil
 }
 
@@ -283,7 +311,7 @@ func (t *Tracer) probeLua(m *member, ranges []memory.Range) error {
 				return err
 			}
 			m.opened[p] = true
-			m.hooks = append(m.hooks, hooks...)
+			m.luas = append(m.luas, hooks...)
 		}
 	}
 	return nil

@@ -24,6 +24,9 @@ type Options struct {
 	Mode Mode
 	// SampleBytes is the mean interval of Sample, in bytes; 512 KiB.
 	SampleBytes uint64
+	// MaxOverhead is the share of the targets' CPU time that the trace may cost; 0 is no limit. Above it the trace steps
+	// down: from Exact to Sample, and from there to Growth.
+	MaxOverhead float64
 	// OlderThan: only blocks of at least this age count as in use.
 	OlderThan time.Duration
 	// Children: what a traced process forks is traced too.
@@ -69,3 +72,6 @@ func (o Options) withDefaults() Options {
 	}
 	return o
 }
+
+// mayStepDown tells whether probes that skip returns will be wanted.
+func (o Options) mayStepDown() bool { return o.Mode == Sample || o.Mode == Exact && o.MaxOverhead > 0 }

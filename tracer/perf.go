@@ -14,8 +14,8 @@ import (
 
 // A hook is one perf event with a BPF program on it.
 //
-// cilium/ebpf's links cannot ask for inherited uprobes, which are what makes a forked child's first allocation seen, nor
-// for uprobe sessions. So the few system calls stand here. Inherited uprobes must be defined through tracefs: those of the
+// cilium/ebpf's links cannot ask for inherited uprobes, which are what makes a forked child's first allocation seen. So
+// the few system calls stand here. Inherited uprobes must be defined through tracefs: those of the
 // uprobe PMU keep a pointer to their path in the tracer's memory, and a fork of the target that inherits one fails.
 type hook struct {
 	perf int // perf event, -1 when closed
@@ -84,9 +84,8 @@ func (h *hook) set(prog *ebpf.Program, cookie uint64, haveLink bool) error {
 }
 
 const (
-	bpfLinkCreate         = 28
-	bpfPerfEvent          = 41
-	bpfTraceUprobeSession = 57
+	bpfLinkCreate = 28
+	bpfPerfEvent  = 41
 )
 
 // createPerfLink is BPF_LINK_CREATE for a perf event (5.15), with a cookie.
@@ -98,40 +97,6 @@ func createPerfLink(prog, perf int, cookie uint64) (int, error) {
 		cookie       uint64
 	}{uint32(prog), uint32(perf), bpfPerfEvent, 0, cookie}
 	return bpfCall(bpfLinkCreate, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-}
-
-// attachSession puts a session program (6.13) on many places of one file with one call: its return half runs only where
-// the entry half asked for it.
-func attachSession(prog *ebpf.Program, path string, offsets, cookies []uint64, pid int) (*hook, error) {
-	name, err := unix.BytePtrFromString(path)
-	if err != nil {
-		return nil, fmt.Errorf("attach session to %q: %w", path, err)
-	}
-	attr := struct {
-		prog, target uint32
-		attachType   uint32
-		flags        uint32
-		path         uint64
-		offsets      uint64
-		refCounters  uint64
-		cookies      uint64
-		count        uint32
-		multiFlags   uint32
-		pid          uint32
-		_            uint32
-	}{
-		prog: uint32(prog.FD()), attachType: bpfTraceUprobeSession,
-		path:    uint64(uintptr(unsafe.Pointer(name))),
-		offsets: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(offsets)))),
-		cookies: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(cookies)))),
-		count:   uint32(len(offsets)),
-		pid:     uint32(pid),
-	}
-	link, err := bpfCall(bpfLinkCreate, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	if err != nil {
-		return nil, fmt.Errorf("attach session to %s: %w", path, err)
-	}
-	return &hook{perf: -1, link: link}, nil
 }
 
 func bpfCall(command uintptr, attr unsafe.Pointer, size uintptr) (int, error) {

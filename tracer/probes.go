@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/tracer/allocator"
+	"github.com/allocsnoop/allocsnoop/tracer/kernel"
 )
 
 const maxFuncs = 512 // MAX_FUNCS of bpf/allocsnoop.bpf.c
@@ -40,9 +42,10 @@ type probeKey struct {
 type probe struct {
 	id         uint32
 	allocator  allocator.Probe
+	path       string // leads to the open file
 	entry, ret uint64 // ids of the events; ret 0: none
 	names      []string
-	anchors    []*hook
+	anchors    []io.Closer
 }
 
 var probeSets atomic.Uint32
@@ -55,7 +58,7 @@ func newProbes(p *programs, fs *tracefs, kinds *kinds, inherit bool) *probes {
 	}
 }
 
-// define makes sure that the function is a probe. file is open for as long as the call takes.
+// define makes sure that the function has a number. file is its file, kept open by the caller as long as the set lives.
 func (s *probes) define(a allocator.Probe, file *os.File) (*probe, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,25 +69,59 @@ func (s *probes) define(a allocator.Probe, file *os.File) (*probe, error) {
 	if len(s.order) == maxFuncs {
 		return nil, fmt.Errorf("probe %s: more than %d functions", a.Name, maxFuncs)
 	}
-	f, err := s.function(a.AtProbe())
+	f, err := s.function(a)
 	if err != nil {
 		return nil, fmt.Errorf("probe %s: %w", a.Name, err)
 	}
-	p := &probe{id: uint32(len(s.order)), allocator: a}
+	p := &probe{id: uint32(len(s.order)), allocator: a, path: fmt.Sprintf("/proc/self/fd/%d", file.Fd())}
 	if err := s.programs.Funcs.Put(p.id, f); err != nil {
 		return nil, fmt.Errorf("probe %s: %w", a.Name, err)
-	}
-	path := fmt.Sprintf("/proc/self/fd/%d", file.Fd())
-	p.entry, err = s.event(p, "", path, key.offset, s.programs.CallEntered, false)
-	if err == nil && a.Op.NeedsReturn() {
-		p.ret, err = s.event(p, "_ret", path, key.offset, s.programs.CallReturned, true)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("probe %s of %s: %w", a.Name, a.Path, err), s.remove(p))
 	}
 	s.known[key] = p
 	s.order = append(s.order, p)
 	return p, nil
+}
+
+// events makes the probe's uprobe events, once.
+func (s *probes) events(p *probe) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(p.anchors) > 0 {
+		return nil
+	}
+	var err error
+	offset := p.allocator.ProbeOffset()
+	p.entry, err = s.event(p, "", p.path, offset, s.programs.CallEntered, false)
+	if err == nil && p.allocator.Op.NeedsReturn() {
+		p.ret, err = s.event(p, "_ret", p.path, offset, s.programs.CallReturned, true)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("probe %s of %s: %w", p.allocator.Name, p.allocator.Path, err), s.remove(p))
+	}
+	return nil
+}
+
+// sessions puts probes into a process that serve entry and return at once. Children do not inherit them.
+func (s *probes) sessions(list []*probe, pid int) ([]io.Closer, error) {
+	var links []io.Closer
+	byPath := map[string]*kernel.SessionOptions{}
+	for _, p := range list {
+		o := byPath[p.path]
+		if o == nil {
+			o = &kernel.SessionOptions{PID: pid}
+			byPath[p.path] = o
+		}
+		o.Offsets = append(o.Offsets, p.allocator.ProbeOffset())
+		o.Cookies = append(o.Cookies, uint64(p.id))
+	}
+	for path, o := range byPath {
+		l, err := kernel.UprobeSession(s.programs.CallSession, path, *o)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("probe process %d: %w", pid, err), closeAll(links))
+		}
+		links = append(links, l)
+	}
+	return links, nil
 }
 
 // defineLua puts the program that learns a thread's LuaJIT VM on one function.
@@ -128,8 +165,11 @@ func (s *probes) event(p *probe, suffix, path string, offset uint64, prog *ebpf.
 }
 
 // open puts the probe into a process.
-func (s *probes) open(p *probe, pid int) ([]*hook, error) {
-	var hooks []*hook
+func (s *probes) open(p *probe, pid int) ([]io.Closer, error) {
+	if err := s.events(p); err != nil {
+		return nil, err
+	}
+	var hooks []io.Closer
 	for _, id := range []uint64{p.entry, p.ret} {
 		if id == 0 {
 			continue
@@ -167,7 +207,7 @@ func (s *probes) remove(p *probe) error {
 func (s *probes) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var anchors []*hook
+	var anchors []io.Closer
 	for _, p := range s.known {
 		anchors = append(anchors, p.anchors...)
 		p.anchors = nil
@@ -187,7 +227,8 @@ func (s *probes) all() []*probe {
 }
 
 // function is the BPF side's view of a function.
-func (s *probes) function(f allocator.Function) (bpf.Func, error) {
+func (s *probes) function(a allocator.Probe) (bpf.Func, error) {
+	f := a.AtProbe()
 	kind, err := s.kinds.number(f.Kind)
 	if err != nil {
 		return bpf.Func{}, err
@@ -219,7 +260,16 @@ func (s *probes) function(f allocator.Function) (bpf.Func, error) {
 	if f.Kind == profile.KindMalloc || f.Kind == profile.KindLuaJIT {
 		b.Flags |= uint32(bpf.CurrentFuncFlagFUNC_ALLOCATOR)
 	}
+	if f.Op == allocator.Alloc && callsNoOther(a.Family) {
+		b.Flags |= uint32(bpf.CurrentFuncFlagFUNC_LEAF)
+	}
 	return b, nil
+}
+
+// callsNoOther tells whether a family's functions that make blocks reach none of the others by a probed entry. (musl's
+// calloc calls malloc.)
+func callsNoOther(f allocator.Family) bool {
+	return f == allocator.FamilyGlibc || f == allocator.FamilyJemalloc || f == allocator.FamilyTcmalloc
 }
 
 // kinds numbers the kinds that blocks can have; number 0 stands for stacks of mappings.
@@ -254,7 +304,7 @@ func (k *kinds) name(number uint32) profile.Kind {
 }
 
 // closeAll closes hooks at the same time: each waits for the kernel's grace periods.
-func closeAll(hooks []*hook) error {
+func closeAll(hooks []io.Closer) error {
 	errs := make([]error, len(hooks))
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 64)

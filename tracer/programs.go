@@ -18,6 +18,7 @@ import (
 type programs struct {
 	bpf.CurrentObjects        // Legacy objects have the same maps and programs but for the session
 	haveCookie         bool   // 5.15: probes know their function, and perf events take links
+	haveSession        bool   // 6.13: one probe for entry and return, the return only where it is wanted
 	bytes              uint64 // memory of the maps
 }
 
@@ -45,7 +46,10 @@ func loadPrograms(o Options) (*programs, error) {
 		return nil, err
 	}
 	// Each program that unwinds costs the verifier time: what is not attached is not loaded.
-	delete(spec.Programs, "call_session")
+	p.haveSession = current && p.haveCookie && o.Mode != Growth && o.mayStepDown() && kernel.HaveUprobeSession() == nil
+	if !p.haveSession {
+		delete(spec.Programs, "call_session")
+	}
 	if o.Mode == Growth {
 		delete(spec.Programs, "call_entered")
 		delete(spec.Programs, "call_returned")
@@ -120,14 +124,18 @@ func (p *programs) take(c *ebpf.Collection) error {
 		}
 	}
 	for name, to := range map[string]**ebpf.Program{
-		"call_entered": &p.CallEntered, "call_returned": &p.CallReturned, "lua_entered": &p.LuaEntered,
-		"enter_mmap": &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
+		"call_entered": &p.CallEntered, "call_returned": &p.CallReturned, "call_session": &p.CallSession,
+		"lua_entered": &p.LuaEntered,
+		"enter_mmap":  &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
 		"syscall_exit":   &p.SyscallExit,
 		"process_forked": &p.ProcessForked, "process_execed": &p.ProcessExeced, "process_exited": &p.ProcessExited,
 	} {
 		*to = c.DetachProgram(name)
 	}
-	for name, to := range map[string]**ebpf.Variable{"gate": &p.Gate, "sampling": &p.Sampling, "sample_prob": &p.SampleProb} {
+	for name, to := range map[string]**ebpf.Variable{
+		"gate": &p.Gate, "calls_shut": &p.CallsShut, "sessions": &p.Sessions,
+		"sampling": &p.Sampling, "sample_prob": &p.SampleProb,
+	} {
 		*to = c.Variables[name]
 	}
 	return nil

@@ -18,6 +18,10 @@ func (t *Tracer) setSampling(o Options) error {
 	if err := t.programs.Sampling.Set(uint32(1)); err != nil {
 		return fmt.Errorf("switch sampling on: %w", err)
 	}
+	t.useSessions = t.useSessions || t.programs.haveSession && t.started.IsZero()
+	if t.useSessions {
+		return t.programs.Sessions.Set(uint32(1))
+	}
 	return nil
 }
 

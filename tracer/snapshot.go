@@ -69,6 +69,9 @@ func (t *Tracer) Note() error {
 	at := time.Since(t.started)
 	m := moment{at, make(map[bookKey]profile.Point, len(books))}
 	for k, b := range books {
+		if t.callsShut && k.kind != profile.KindMmap && k.kind != profile.KindBrk {
+			continue // its books have ended
+		}
 		m.books[k] = profile.Point{At: at, AllocObjects: b.allocObjects, AllocBytes: b.allocBytes, FreeObjects: b.freeObjects, FreeBytes: b.freeBytes}
 	}
 	t.noted = at
@@ -267,7 +270,8 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		taken = time.Now()
 	}
 	s := &profile.Snapshot{
-		Command: strings.Join(os.Args, " "), Started: t.started, Taken: taken, Probes: t.probed(), Events: slices.Clone(t.events),
+		Command: strings.Join(os.Args, " "), Started: t.started, Taken: taken, Mode: t.options.Mode.String(),
+		Probes: t.probed(), Events: slices.Clone(t.events),
 	}
 	if t.options.Mode == Sample {
 		s.SampleBytes = t.options.SampleBytes
@@ -297,6 +301,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 	}
 	slices.SortFunc(s.Stacks, func(a, b *profile.Stack) int { return int(min(max(b.InUseBytes()-a.InUseBytes(), -1), 1)) })
 	t.addCounters(s, lost)
+	s.Overhead = t.overhead()
 	if t.rss.Before != nil && t.rss.After != nil {
 		rss := t.rss
 		s.RSS = &rss
@@ -322,10 +327,12 @@ func (t *Tracer) stackOf(m *member, k bookKey, b *book) *profile.Stack {
 	}
 	st.Frames, st.Complete = t.framesOf(m, k.stackKey)
 	for _, h := range t.history {
-		if p, ok := h.books[k]; ok {
+		p, ok := h.books[k]
+		switch {
+		case ok:
 			st.History = append(st.History, p)
-		} else {
-			st.History = append(st.History, profile.Point{At: h.at})
+		case k.kind == profile.KindMmap || k.kind == profile.KindBrk || !t.callsShut || h.at < t.shutAt.Sub(t.started):
+			st.History = append(st.History, profile.Point{At: h.at}) // not met yet
 		}
 	}
 	return st
@@ -394,14 +401,18 @@ func (m *member) mappingAt(addr uint64) *profile.Mapping {
 func (t *Tracer) probed() []profile.Probe {
 	var list []profile.Probe
 	for _, p := range t.probes.all() {
-		var perCPU []uint64
-		_ = t.programs.Hits.Lookup(p.id, &perCPU)
 		list = append(list, profile.Probe{
 			Function: strings.Join(p.allocator.Names(), ", "), File: p.allocator.Path, BuildID: p.allocator.BuildID,
-			Offset: p.allocator.Place.Offset, Hits: sum(perCPU), Emulated: p.allocator.Place.Emulated,
+			Offset: p.allocator.Place.Offset, Hits: t.hitsOf(p), Emulated: p.allocator.Place.Emulated,
 		})
 	}
 	return list
+}
+
+func (t *Tracer) hitsOf(p *probe) uint64 {
+	var perCPU []uint64
+	_ = t.programs.Hits.Lookup(p.id, &perCPU)
+	return sum(perCPU)
 }
 
 // Hits is how often any probe was hit.

@@ -9,6 +9,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -34,8 +35,7 @@ type Tracer struct {
 	scanner  *allocator.Scanner
 	kinds    *kinds
 	probes   *probes
-	hooks    []*hook     // of system calls
-	links    []link.Link // of process events
+	watches  []io.Closer // of system calls and process events
 	readers  *readers
 	guard    *guard
 
@@ -56,6 +56,12 @@ type Tracer struct {
 	done     chan struct{}
 	doneOnce sync.Once
 	closed   bool
+
+	useSessions bool // probes that skip returns are in
+	callsShut   bool // the books of calls ended early, at shutAt
+	shutAt      time.Time
+	closing     sync.WaitGroup
+	budget      budget
 }
 
 // New loads the programs. Nothing is traced before Add and Start.
@@ -105,6 +111,11 @@ func (t *Tracer) prepare() (err error) {
 	if t.readers, err = startReaders(t); err != nil {
 		return err
 	}
+	if t.options.Mode != Growth {
+		if t.budget.traps, err = t.probes.calibrate(t.closeLater); err != nil {
+			t.options.Warn(fmt.Sprintf("%v: the cost of the trace is not known", err))
+		}
+	}
 	return t.watch()
 }
 
@@ -120,7 +131,7 @@ func (t *Tracer) watch() error {
 			if err != nil {
 				return fmt.Errorf("watch system call %s: %w", name, err)
 			}
-			t.hooks = append(t.hooks, h)
+			t.watches = append(t.watches, h)
 		}
 	}
 	for name, prog := range map[string]*ebpf.Program{
@@ -132,7 +143,7 @@ func (t *Tracer) watch() error {
 		if err != nil {
 			return fmt.Errorf("watch %s: %w", name, err)
 		}
-		t.links = append(t.links, l)
+		t.watches = append(t.watches, l)
 	}
 	return nil
 }
@@ -159,7 +170,7 @@ func (t *Tracer) admit(m *member) error {
 		return fmt.Errorf("take in process %d: %w", m.pid, err)
 	}
 	if err := t.refresh(m); err != nil {
-		return errors.Join(err, t.programs.Procs.Delete(uint32(m.pid)), closeAll(m.hooks))
+		return errors.Join(err, t.programs.Procs.Delete(uint32(m.pid)), closeAll(m.takeProbes()))
 	}
 	t.members[m.key] = m
 	t.current[m.pid] = m
@@ -175,6 +186,7 @@ func (t *Tracer) Start() error {
 	t.rss.Before = t.residentByKind()
 	t.started = time.Now()
 	t.startNS = monotonic()
+	t.budget.tick = t.account()
 	if err := t.programs.Gate.Set(uint32(1)); err != nil {
 		return fmt.Errorf("open the gate: %w", err)
 	}
@@ -192,6 +204,7 @@ func (t *Tracer) Stop() error {
 		return nil
 	}
 	err := t.programs.Gate.Set(uint32(0))
+	t.settle()
 	t.stopped = time.Now()
 	if len(t.current) > 0 {
 		t.rss.After = t.residentByKind()
@@ -203,26 +216,37 @@ func (t *Tracer) Stop() error {
 // detach takes everything out of the targets and the kernel. Each piece waits for grace periods, so they go together.
 func (t *Tracer) detach() error {
 	t.mu.Lock()
-	hooks := t.hooks
+	all := t.watches
+	t.watches = nil
 	for _, m := range t.members {
-		hooks = append(hooks, m.hooks...)
-		m.hooks = nil
+		all = append(all, m.takeProbes()...)
 	}
-	links := t.links
-	t.hooks, t.links = nil, nil
 	t.mu.Unlock()
-
-	var wg sync.WaitGroup
-	errs := make([]error, len(links)+1)
-	for i, l := range links {
-		wg.Go(func() { errs[i] = l.Close() })
-	}
-	wg.Go(func() { errs[len(links)] = closeAll(hooks) })
-	wg.Wait()
+	errs := []error{closeAll(all)}
+	t.closing.Wait()
 	if t.probes != nil {
 		errs = append(errs, t.probes.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// takeProbes hands over the probes of a member to somebody who closes them.
+func (m *member) takeProbes() []io.Closer {
+	all := append(m.calls, m.luas...)
+	m.calls, m.luas = nil, nil
+	return all
+}
+
+// closeLater closes probes beside the trace: each waits for grace periods of the kernel.
+func (t *Tracer) closeLater(probes []io.Closer) {
+	if len(probes) == 0 {
+		return
+	}
+	t.closing.Go(func() {
+		if err := closeAll(probes); err != nil {
+			t.options.Warn(fmt.Sprintf("take probes out: %v", err))
+		}
+	})
 }
 
 // Close stops and frees everything. Snapshots that were taken stay good; their files are closed. It may be called twice.

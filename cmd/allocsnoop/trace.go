@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,6 +35,7 @@ type traceFlags struct {
 	json, debug          bool
 	mode                 string
 	sampleBytes          string
+	maxOverhead          string
 	maxLive, maxStacks   uint32
 	maxFrames            uint32
 	maxTableMB           uint64
@@ -53,6 +55,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	s.BoolVar(&f.json, "json", false, "print the summary as one JSON document")
 	s.StringVar(&f.mode, "mode", "", "exact: every block; sample: blocks by chance; growth: only the growth of heap\nand mappings, with no probe")
 	s.StringVar(&f.sampleBytes, "sample-bytes", "512KiB", "mean `SIZE` between two samples, for sample")
+	s.StringVar(&f.maxOverhead, "max-overhead", "5%", "share of the target's CPU time the trace may cost before it lowers its\nprecision; no limit with --mode exact unless given")
 	s.DurationVar(&f.olderThan, "older-than", 0, "count only blocks of at least this age as in use, as 10s")
 	s.DurationVar(&f.interval, "interval", 0, "also write a profile every so often, as 10s, numbered FILE.0001.pb.gz")
 	s.IntVar(&f.keep, "keep", 0, "keep only the newest `N` of those (default: all)")
@@ -71,7 +74,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	s.BoolVar(&f.debug, "debug", false, "print what only developers want to know")
 }
 
-func (f *traceFlags) options() (tracer.Options, error) {
+func (f *traceFlags) options(changed func(flag string) bool) (tracer.Options, error) {
 	o := tracer.Options{
 		Children: !f.noChildren, OlderThan: f.olderThan, Guard: guardArgs(),
 		MaxLive: f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
@@ -87,6 +90,9 @@ func (f *traceFlags) options() (tracer.Options, error) {
 		return o, usageErrorf("--mode %q: it is exact, sample or growth", f.mode)
 	}
 	var err error
+	if o.MaxOverhead, err = f.overhead(changed); err != nil {
+		return o, err
+	}
 	if o.SampleBytes, err = profile.ParseBytes(f.sampleBytes); err != nil || o.SampleBytes == 0 {
 		return o, usageErrorf("--sample-bytes %q is no size above 0, as 512KiB", f.sampleBytes)
 	}
@@ -108,6 +114,22 @@ func (f *traceFlags) options() (tracer.Options, error) {
 	return o, nil
 }
 
+// overhead reads the budget: "5%" or "0.05"; 0 is none.
+func (f *traceFlags) overhead(changed func(flag string) bool) (float64, error) {
+	if f.mode == "exact" && !changed("max-overhead") {
+		return 0, nil
+	}
+	number, percent := strings.CutSuffix(strings.TrimSpace(f.maxOverhead), "%")
+	share, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if percent {
+		share /= 100
+	}
+	if err != nil || !(share > 0 && share <= 1) {
+		return 0, usageErrorf("--max-overhead %q: it is a share of CPU time above 0, as 5%%", f.maxOverhead)
+	}
+	return share, nil
+}
+
 func (f *traceFlags) run(cmd *cobra.Command) error {
 	if len(f.pids) == 0 {
 		return usageErrorf("no target: say whom with --pid; see allocsnoop --help")
@@ -123,7 +145,7 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	if f.keep < 0 || f.keep > 0 && f.interval == 0 {
 		return usageErrorf("--keep %d: it is a number of profiles, and goes with --interval", f.keep)
 	}
-	options, err := f.options()
+	options, err := f.options(cmd.Flags().Changed)
 	if err != nil {
 		return err
 	}
@@ -244,6 +266,7 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 			}
 			r.progress.show(r.tracer, elapsed, r.flags.duration)
 			r.warnOf(r.tracer.Note())
+			r.warnOf(r.tracer.Control())
 		}
 	}
 }

@@ -1,0 +1,295 @@
+package tracer
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
+)
+
+// budget keeps account of what the trace costs its targets, and holds it below Options.MaxOverhead.
+type budget struct {
+	traps   trapCosts
+	tick    account // as it stood at the last tick
+	wait    bool    // the last tick changed the precision: its effect is yet to show
+	ticks   int
+	program time.Duration                 // of one run of a BPF program, on average
+	stats   io.Closer                     // open while the kernel keeps run times
+	since   runStats                      // as they stood when it began to
+	waits   struct{ ran, waited float64 } // of the targets so far, in ns
+	cost    time.Duration                 // summed over all ticks
+	cpu     time.Duration                 // of the targets, summed over all ticks
+}
+
+// account is what had been used up at one moment.
+type account struct {
+	at                         time.Time
+	emulated, stepped, returns uint64 // hits
+	cpu                        map[int]time.Duration
+}
+
+const (
+	budgetTick = 400 * time.Millisecond
+	// least is the targets' CPU time in a tick below which a share of it says nothing.
+	leastCPU = 20 * time.Millisecond
+)
+
+// runStats are the kernel's own figures of how long programs ran. They are only kept while somebody asks for them.
+type runStats struct {
+	runs uint64
+	took time.Duration
+}
+
+// Control is to be called often while the trace runs: when a tick is due it accounts for the cost of the trace, and steps
+// down where the budget asks for it.
+func (t *Tracer) Control() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := &t.budget
+	if t.options.Mode == Growth || time.Since(b.tick.at) < budgetTick || !t.stopped.IsZero() {
+		return nil
+	}
+	cost, cpu := t.settle()
+	t.measurePrograms()
+	if t.options.MaxOverhead == 0 || cpu < leastCPU && cost < leastCPU {
+		return nil
+	}
+	share := float64(cost) / float64(max(cpu, 1))
+	if b.wait {
+		b.wait = false
+		return nil
+	}
+	if share <= t.options.MaxOverhead {
+		return nil
+	}
+	b.wait = true
+	return t.stepDown(share)
+}
+
+// settle accounts for the time since the last tick. The caller holds t.mu.
+func (t *Tracer) settle() (cost, cpu time.Duration) {
+	b := &t.budget
+	now := t.account()
+	cost, cpu = b.spent(b.tick, now)
+	b.cost += cost
+	b.cpu += cpu
+	b.tick = now
+	return cost, cpu
+}
+
+// spent is what the probes cost between two moments, and the CPU time of the targets.
+func (b *budget) spent(from, to account) (cost, cpu time.Duration) {
+	run := b.program
+	cost = time.Duration(to.emulated-from.emulated)*(b.traps.emulated+run) +
+		time.Duration(to.stepped-from.stepped)*(b.traps.stepped+run) +
+		time.Duration(to.returns-from.returns)*(b.traps.returned+run)
+	for pid, n := range to.cpu {
+		cpu += n - from.cpu[pid]
+	}
+	return cost, cpu
+}
+
+// account reads hits and CPU times. The caller holds t.mu.
+func (t *Tracer) account() account {
+	a := account{at: time.Now(), cpu: map[int]time.Duration{}, returns: t.count(bpf.CurrentCounterCOUNT_RETURNS)}
+	for _, p := range t.probes.all() {
+		n := t.hitsOf(p)
+		if p.allocator.Place.Emulated {
+			a.emulated += n
+		} else {
+			a.stepped += n
+		}
+	}
+	for pid := range t.current {
+		a.cpu[pid] = cpuTime(pid)
+	}
+	return a
+}
+
+// statsEvery is how many ticks lie between two measurements of the programs' run time: keeping it costs each run a little.
+const statsEvery = 8
+
+// measurePrograms turns the average run time of the programs into the cost of one run.
+func (t *Tracer) measurePrograms() {
+	b := &t.budget
+	if b.stats != nil {
+		now := t.runStats()
+		if n := now.runs - b.since.runs; n > 100 {
+			b.program = t.onCPU((now.took - b.since.took) / time.Duration(n))
+		}
+		_ = b.stats.Close()
+		b.stats = nil
+	} else if b.ticks%statsEvery == 0 {
+		// Where the kernel does not let us, the traps alone are counted.
+		if stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err == nil {
+			b.stats, b.since = stats, t.runStats()
+			t.onCPU(0)
+		}
+	}
+	b.ticks++
+}
+
+// onCPU takes the time out in which the targets waited for a CPU: programs are preempted, and the kernel's clock runs on.
+func (t *Tracer) onCPU(d time.Duration) time.Duration {
+	var ran, waited float64
+	for pid := range t.current {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
+		if err != nil {
+			continue
+		}
+		var r, w float64
+		if _, err := fmt.Sscan(string(text), &r, &w); err == nil {
+			ran += r
+			waited += w
+		}
+	}
+	waits := &t.budget.waits
+	r, w := ran-waits.ran, waited-waits.waited
+	waits.ran, waits.waited = ran, waited
+	if r <= 0 || w < 0 {
+		return d
+	}
+	return time.Duration(float64(d) * r / (r + w))
+}
+
+func (t *Tracer) runStats() (sum runStats) {
+	for _, p := range []*ebpf.Program{t.programs.CallEntered, t.programs.CallReturned, t.programs.CallSession} {
+		if p == nil {
+			continue
+		}
+		if s, err := p.Stats(); err == nil {
+			sum.runs += s.RunCount
+			sum.took += s.Runtime
+		}
+	}
+	return sum
+}
+
+// stepDown lowers the precision by one step. The caller holds t.mu.
+func (t *Tracer) stepDown(share float64) error {
+	limit := fmt.Sprintf("%.1f %% of the target's CPU, above the budget of %.1f %%", 100*share, 100*t.options.MaxOverhead)
+	if t.options.Mode == Exact {
+		t.options.Mode = Sample
+		t.announce("%s: sampling from now on, one block in %s of allocations", limit, profile.FormatBytes(t.options.SampleBytes))
+		return t.startSampling()
+	}
+	if t.callsShut {
+		return nil
+	}
+	t.announce("%s: probes out; figures of allocator calls hold for the first %v, from now on only heap and mappings are followed",
+		limit, time.Since(t.started).Round(100*time.Millisecond))
+	return t.shutCalls()
+}
+
+// announce logs an event for the profile and tells the person at once.
+func (t *Tracer) announce(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	t.log("%s", text)
+	t.options.Warn(text)
+}
+
+// startSampling makes the BPF side sample and, where the kernel can, exchanges the probes for ones that skip the return of
+// calls that were not taken. Both sorts are in for a moment: the sessions variable says which of them enters calls.
+func (t *Tracer) startSampling() error {
+	if err := t.setSampling(t.options); err != nil {
+		return err
+	}
+	if !t.programs.haveSession || t.useSessions {
+		return nil
+	}
+	return t.changeToSessions()
+}
+
+func (t *Tracer) changeToSessions() error {
+	t.useSessions = true
+	var old []io.Closer
+	for pid, m := range t.current {
+		if m.pid != pid {
+			continue // a vfork child in its parent's memory
+		}
+		links, err := t.probes.sessions(t.probes.all(), pid)
+		if err != nil {
+			if gone(pid) {
+				continue
+			}
+			return err
+		}
+		old = append(old, m.calls...)
+		m.calls = links
+		for _, p := range t.probes.all() {
+			m.opened[p] = true
+		}
+	}
+	if err := t.programs.Sessions.Set(uint32(1)); err != nil {
+		return fmt.Errorf("switch to session probes: %w", err)
+	}
+	t.closeLater(old)
+	return nil
+}
+
+// shutCalls ends the books of allocator calls: frees are no longer seen, so that nothing may be added either.
+func (t *Tracer) shutCalls() error {
+	if err := t.programs.CallsShut.Set(uint32(1)); err != nil {
+		return fmt.Errorf("shut the books of calls: %w", err)
+	}
+	t.callsShut = true
+	t.shutAt = time.Now()
+	for _, m := range t.members {
+		t.closeLater(m.calls)
+		m.calls = nil
+	}
+	return nil
+}
+
+// overhead is the account of the whole trace. The caller holds t.mu.
+func (t *Tracer) overhead() *profile.Overhead {
+	if t.options.Mode == Growth {
+		return nil
+	}
+	b := &t.budget
+	hits := b.tick.emulated + b.tick.stepped + b.tick.returns
+	if hits == 0 || b.cpu == 0 {
+		return nil
+	}
+	o := &profile.Overhead{
+		Hits: hits, CostPerHit: b.cost / time.Duration(hits), CPUFraction: float64(b.cost) / float64(b.cpu),
+		Budget: t.options.MaxOverhead, TargetCPU: b.cpu, MapBytes: t.programs.bytes,
+	}
+	var usage unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &usage) == nil {
+		o.TracerCPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	}
+	if u, err := (memory.FS{}).Rollup(os.Getpid()); err == nil {
+		o.TracerRSS = u.RSS
+	}
+	return o
+}
+
+// cpuTime is the CPU time that all threads of a process have used.
+func cpuTime(pid int) time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	text := string(stat)
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	const utime, stime = 11, 12 // after the command: fields 14 and 15 of proc(5)
+	if len(fields) <= stime {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[utime], 10, 64)
+	system, _ := strconv.ParseInt(fields[stime], 10, 64)
+	return time.Duration(user+system) * time.Second / userHertz
+}
+
+// userHertz is the unit of times in /proc, the same on all architectures that allocsnoop runs on.
+const userHertz = 100
