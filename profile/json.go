@@ -22,7 +22,7 @@ func WriteJSON(w io.Writer, s *Snapshot, file string) error {
 		doc.Reconciliation = reconciliationToJSON(r)
 	}
 	groups := GroupStacks(s.Stacks)
-	doc.Verdicts = convert(judge(s, groups), verdictToJSON)
+	doc.Verdicts = convert(JudgeGroups(s, groups), verdictToJSON)
 	for _, g := range groups {
 		doc.Stacks = append(doc.Stacks, groupToJSON(g))
 	}

@@ -150,6 +150,11 @@ type Counter struct {
 	Meaning string `json:"meaning,omitempty"`
 }
 
+// String is "23 live_map_full, blocks not followed".
+func (c Counter) String() string {
+	return count(int64(c.Count)) + " " + Sanitize(c.Name) + prefixed(", ", Sanitize(c.Meaning))
+}
+
 // PreAttach counts calls on blocks that were allocated before the trace; they are never guessed into the books.
 type PreAttach struct {
 	Frees, Reallocs uint64

@@ -27,7 +27,7 @@ func WriteSummary(w io.Writer, s *Snapshot, opt SummaryOptions) error {
 	groups := GroupStacks(s.Stacks)
 	p.header(s, opt)
 	p.totals(s)
-	p.verdicts(judge(s, groups))
+	p.verdicts(JudgeGroups(s, groups))
 	p.stacks(s, groups, cmp.Or(opt.Top, 10), cmp.Or(opt.Frames, 12))
 	p.quality(s)
 	p.reconciliation(Reconcile(s))
@@ -211,6 +211,30 @@ func pidList(pids []int) string {
 	return fmt.Sprintf("in %d processes", len(pids))
 }
 
+// Frame is one function of a stack, for display.
+type Frame struct {
+	Function string
+	Library  string // file name
+	Source   string // "session.c:42"
+	Inlined  bool
+}
+
+// FrameNames are the functions of a location, innermost inlined one first; a mark or a place stands where none is known.
+func FrameNames(l *Location) []Frame {
+	library := baseName(l.Mapping)
+	out := make([]Frame, 0, len(l.Lines)+1)
+	for i, line := range l.Lines {
+		out = append(out, Frame{line.Function, library, source(line), i < len(l.Lines)-1})
+	}
+	switch {
+	case l.Mark != "":
+		out = append(out, Frame{Function: l.Mark, Library: library})
+	case len(l.Lines) == 0:
+		out = append(out, Frame{Function: placeName(l), Library: library})
+	}
+	return out
+}
+
 type frameLine struct{ name, library, source, note string }
 
 func (p *printer) stackFrames(g *Group, most int) {
@@ -243,19 +267,12 @@ func (p *printer) stackFrames(g *Group, most int) {
 func frameLines(frames []*Location) []frameLine {
 	var out []frameLine
 	for _, l := range frames {
-		library := Sanitize(baseName(l.Mapping))
-		for i, line := range l.Lines {
-			f := frameLine{Sanitize(line.Function), library, Sanitize(source(line)), ""}
-			if i < len(l.Lines)-1 {
-				f.note = " (inlined)"
+		for _, f := range FrameNames(l) {
+			line := frameLine{Sanitize(f.Function), Sanitize(f.Library), Sanitize(f.Source), ""}
+			if f.Inlined {
+				line.note = " (inlined)"
 			}
-			out = append(out, f)
-		}
-		switch {
-		case l.Mark != "":
-			out = append(out, frameLine{Sanitize(l.Mark), library, "", ""})
-		case len(l.Lines) == 0:
-			out = append(out, frameLine{Sanitize(placeName(l)), library, "", ""})
+			out = append(out, line)
 		}
 	}
 	return out
@@ -269,7 +286,7 @@ func (p *printer) quality(s *Snapshot) {
 		if share < 0.99 {
 			style = yellow
 		}
-		p.line(text(style, "stacks complete: %s", completeText(share)))
+		p.line(text(style, "stacks complete: %s", CompleteText(share)))
 		for _, c := range s.Unwind {
 			if c.Name != "complete" {
 				p.wrap(4, text(dim, "  %s ended: %s", count(int64(c.Count)), Sanitize(c.Name)))
@@ -293,7 +310,7 @@ func (p *printer) quality(s *Snapshot) {
 		p.wrap(2, text(red, "The losses exceed the stated limit: the figures are too low (exit code 3)."))
 	}
 	if o := s.Overhead; o != nil {
-		p.wrap(4, text(plain, "%s", overheadText(o, s.Duration())))
+		p.wrap(4, text(plain, "%s", OverheadText(o, s.Duration())))
 		p.wrap(4, text(dim, "allocsnoop itself: %s of CPU time, %s of memory, %s of kernel maps",
 			formatSpan(o.TracerCPU), FormatBytes(o.TracerRSS), FormatBytes(o.MapBytes)))
 	}
@@ -314,15 +331,16 @@ func CompleteShare(unwind []Counter) (float64, bool) {
 	return float64(complete) / float64(all), true
 }
 
-// completeText never rounds up to 100 %.
-func completeText(share float64) string {
+// CompleteText is a share in percent that never rounds up to 100 %.
+func CompleteText(share float64) string {
 	if share == 1 {
 		return "100 %"
 	}
 	return fmt.Sprintf("%.2f %%", math.Floor(share*1e4)/100)
 }
 
-func overheadText(o *Overhead, d time.Duration) string {
+// OverheadText is what the trace cost the target, in one line.
+func OverheadText(o *Overhead, d time.Duration) string {
 	rate := 0.0
 	if d > 0 {
 		rate = float64(o.Hits) / d.Seconds()
@@ -360,6 +378,11 @@ func (p *printer) reconciliation(r *Reconciliation) {
 	if r == nil {
 		return
 	}
+	p.wrap(4, text(plain, "%s", r.String()))
+}
+
+// String is the line "RSS +81.3 MiB = 64 MiB in use by traced stacks + ...".
+func (r *Reconciliation) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "RSS %s =", FormatByteChange(r.Change))
 	parts := append(slices.Clone(r.Parts), RSSPart{"unexplained", r.Unexplained})
@@ -373,7 +396,7 @@ func (p *printer) reconciliation(r *Reconciliation) {
 		}
 		fmt.Fprintf(&b, " %s %s", FormatBytes(magnitude(part.Bytes)), part.Name)
 	}
-	p.wrap(4, text(plain, "%s", b.String()))
+	return b.String()
 }
 
 func sortParts(parts []RSSPart) {

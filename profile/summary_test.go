@@ -98,7 +98,7 @@ func TestSmallThingsReadWell(t *testing.T) {
 		{count(0), "0"}, {count(999), "999"}, {count(1000), "1,000"}, {count(-1234567), "-1,234,567"},
 		{percent(0, 0), "-"}, {percent(1, 100000), "<0.1 %"}, {percent(99999, 100000), ">99.9 %"}, {percent(100, 100), "100 %"}, {percent(1, 3), "33.3 %"},
 		{metric(212003), "212k"}, {metric(7), "7"}, {metric(1.5), "1.5"}, {metric(2.1e6), "2.1M"}, {metric(5e12), "5000G"},
-		{completeText(0.99999), "99.99 %"}, {completeText(1), "100 %"},
+		{CompleteText(0.99999), "99.99 %"}, {CompleteText(1), "100 %"},
 		{perSecond(100, 0), "-"}, {perSecond(4096, 2*time.Second), "2 KiB/s"},
 		{pad("abcdef", 4), "abc…"}, {pad("ab", 4), "ab  "}, {pad("ab", 0), ""},
 		{shellQuote("a-b.pb.gz"), "a-b.pb.gz"}, {shellQuote("it's"), `'it'\''s'`}, {shellQuote(""), "''"},

@@ -36,6 +36,7 @@ type Verdict struct {
 	InUseBytes, InUseObjects int64
 	AllocBytes, AllocObjects int64
 	FreeObjects              int64
+	History                  []Point // of all its stacks
 	Confidence               float64 // 0 to 1
 	Evidence                 string  // "41,210 blocks, none freed in 1m0s"
 	// Advice is what would make a doubtful verdict sure; empty for a sure one.
@@ -57,10 +58,11 @@ const (
 // envelope), a cache that is turned over looks like a leak until its old blocks have been replaced (so survivors are
 // counted, and blocks from before the trace that were freed), and a leak may hide under a thousand times more churn.
 func Judge(s *Snapshot) []Verdict {
-	return judge(s, GroupStacks(s.Stacks))
+	return JudgeGroups(s, GroupStacks(s.Stacks))
 }
 
-func judge(s *Snapshot, groups []*Group) []Verdict {
+// JudgeGroups is Judge for stacks that were grouped already.
+func JudgeGroups(s *Snapshot, groups []*Group) []Verdict {
 	var judged, small buckets
 	for _, g := range groups {
 		k := ownerKeyOf(g)
@@ -395,7 +397,7 @@ func newVerdict(s *Snapshot, class Class, groups []*Group) Verdict {
 	v := Verdict{
 		Class: class, Kind: g.Kind, Label: g.Label, Owner: g.Owner(), Stacks: groups,
 		InUseBytes: g.InUseBytes(), InUseObjects: g.InUseObjects(),
-		AllocBytes: g.AllocBytes, AllocObjects: g.AllocObjects, FreeObjects: g.FreeObjects,
+		AllocBytes: g.AllocBytes, AllocObjects: g.AllocObjects, FreeObjects: g.FreeObjects, History: g.History,
 	}
 	if c.duration > 0 && (class == Leaking || class == Growing) {
 		v.BytesPerMinute = c.growthPerMinute()

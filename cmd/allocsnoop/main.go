@@ -88,6 +88,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(newInspectCommand())
 	root.AddCommand(newLibsCommand())
 	root.AddCommand(newDiffCommand())
+	root.AddCommand(newViewCommand())
 	root.AddCommand(newGuardCommand())
 	return root
 }
