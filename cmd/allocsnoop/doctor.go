@@ -20,7 +20,8 @@ import (
 
 // doctorReport is the document of doctor --json.
 type doctorReport struct {
-	Able    bool           `json:"able"` // tracing is possible
+	Schema  string         `json:"schema"` // allocsnoop/doctor/1
+	Able    bool           `json:"able"`   // tracing is possible
 	Machine []kernel.Check `json:"machine"`
 	Process *doctorProcess `json:"process,omitempty"`
 }
@@ -66,7 +67,7 @@ The exit code is 1 when something essential for tracing is missing.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			report := doctorReport{Machine: kernel.Machine{}.Checks()}
+			report := doctorReport{Schema: "allocsnoop/doctor/1", Machine: kernel.Machine{}.Checks()}
 			report.Able = kernel.Able(report.Machine)
 			if len(args) == 1 {
 				definitions, err := own.definitions()
@@ -96,7 +97,10 @@ func examine(arg string, definitions []allocator.Definition) (*doctorProcess, er
 	if err != nil || pid <= 0 {
 		return nil, usageErrorf("%q is not a process id", arg)
 	}
-	scanner := &allocator.Scanner{Definitions: definitions}
+	// The rules of a trace, so that doctor tells where its probes would be.
+	scanner := &allocator.Scanner{
+		Rules: allocator.Rules{LongNops: kernel.EmulatesLongNops(), RAX: true}, Definitions: definitions,
+	}
 	files, err := scanner.Files(pid)
 	if err != nil {
 		return nil, err
@@ -104,7 +108,8 @@ func examine(arg string, definitions []allocator.Definition) (*doctorProcess, er
 	plan := allocator.Select(files)
 	p := &doctorProcess{
 		PID: pid, Comm: memory.FS{}.State(pid).Comm, InForce: plan.InForce,
-		Probes: []doctorProbe{}, NoUnwind: []string{}, Skipped: plan.Skipped, Notes: plan.Notes,
+		Probes: []doctorProbe{}, NoUnwind: []string{},
+		Skipped: append([]allocator.SkippedProbe{}, plan.Skipped...), Notes: append([]string{}, plan.Notes...), // never null
 	}
 	for _, probe := range plan.Probes {
 		p.Probes = append(p.Probes, doctorProbe{

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/ulikunitz/xz"
 )
 
 // Limits for hostile files. A real symbol table beyond them is reported, not read.
@@ -19,8 +21,9 @@ const (
 	maxRelocations = 4 << 20
 	maxFunction    = 1 << 20
 	maxMatches     = 4096
-	maxSegments    = 64      // executable ones; linkers make one or two
-	maxText        = 4 << 30 // bytes of code looked through for jumps
+	maxSegments    = 64       // executable ones; linkers make one or two
+	maxMini        = 64 << 20 // bytes of unpacked .gnu_debugdata
+	maxText        = 4 << 30  // bytes of code looked through for jumps
 )
 
 // ErrNotELF is wrapped by Scan's error when the file is no 64-bit little-endian ELF file of a known architecture.
@@ -138,6 +141,7 @@ type scanner struct {
 	marks    map[string]int    // jemalloc prefix -> number of distinct marks seen
 	imports  map[uint64]string // GOT slot -> imported symbol, filled on demand
 	segments []*elf.Prog       // loaded and executable
+	mini     *scanner          // the symbols in .gnu_debugdata
 	stripped bool
 	hints    hints
 }
@@ -183,6 +187,7 @@ func first(values []string, err error) string {
 // collect gathers the defined functions whose names are in the table, under the plain names and every prefix.
 func (s *scanner) collect() {
 	s.marks = map[string]int{}
+	s.readMini()
 	wanted := s.plainNames()
 	seen := map[string]bool{}
 	s.eachSymbol(func(name []byte, sym symbol) {
@@ -263,6 +268,31 @@ func (s *scanner) hint(name []byte, sym symbol) {
 func (s *scanner) eachSymbol(f func(name []byte, sym symbol)) {
 	s.symbolTable(elf.SHT_DYNSYM, f)
 	s.symbolTable(elf.SHT_SYMTAB, f)
+	if s.mini != nil {
+		s.mini.symbolTable(elf.SHT_SYMTAB, f)
+	}
+}
+
+// readMini opens the symbols that Fedora and its kin leave in stripped files: an ELF file with nothing but a .symtab,
+// compressed, in .gnu_debugdata.
+func (s *scanner) readMini() {
+	section := s.elf.Section(".gnu_debugdata")
+	if section == nil || section.Type != elf.SHT_PROGBITS || section.FileSize > maxMini {
+		return
+	}
+	in, err := xz.ReaderConfig{DictCap: maxMini, SingleStream: true}.NewReader(section.Open())
+	if err != nil {
+		return
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxMini))
+	if err != nil {
+		return
+	}
+	file, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil || file.Class != elf.ELFCLASS64 || file.Data != elf.ELFDATA2LSB {
+		return
+	}
+	s.mini = &scanner{elf: file, options: s.options, file: s.file}
 }
 
 const symbolSize = 24

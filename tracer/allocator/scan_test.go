@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/ulikunitz/xz"
 )
 
 const libs = "/usr/lib/x86_64-linux-gnu/"
@@ -199,6 +200,44 @@ func TestAllocatorsInsideExecutables(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestSymbolsInGnuDebugdataAreRead(t *testing.T) {
+	program := compile(t, "musl-gcc", "program.c", "-static")
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+	}
+	mini, packed := program+".mini", program+".mini.xz"
+	run("objcopy", "-S", "--keep-symbol=__libc_malloc_impl", "--keep-symbol=__libc_free", program, mini)
+	data, err := os.ReadFile(mini)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	w, err := xz.NewWriter(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(packed, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("strip", program)
+	run("objcopy", "--add-section", ".gnu_debugdata="+packed, program)
+	f := scanFile(t, program, nil)
+	if f.Family != FamilyMusl {
+		t.Errorf("family %q, notes %q", f.Family, f.Notes)
+	}
+	find(t, f, "__libc_malloc_impl")
+	find(t, f, "__libc_free")
 }
 
 func TestScanRefusesOtherFiles(t *testing.T) {
