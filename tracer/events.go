@@ -71,6 +71,9 @@ func (t *Tracer) onFork(e *bpf.Event) {
 func (t *Tracer) onExec(e *bpf.Event) {
 	pid := int(e.Tgid)
 	if e.Proc == 0 {
+		if t.options.Execed != nil {
+			t.options.Execed(pid)
+		}
 		return
 	}
 	old := t.current[pid]
@@ -101,7 +104,7 @@ func (t *Tracer) onExit(e *bpf.Event) {
 		m.process.Exit = exitText(e.Other)
 		t.log("process %d (%s) %s", pid, m.process.Comm, m.process.Exit)
 	}
-	if len(t.current) == 0 {
+	if len(t.current) == 0 && !t.options.Service {
 		t.doneOnce.Do(func() { close(t.done) })
 	}
 }

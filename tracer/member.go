@@ -17,6 +17,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/tracer/allocator"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/target"
 	"github.com/allocsnoop/allocsnoop/tracer/unwind"
 )
 
@@ -51,13 +52,11 @@ func newMember(key uint64, pid int) *member {
 
 // identify reads what a person knows the process by.
 func (m *member) identify() {
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", m.pid))
-	if len(comm) > 0 {
-		m.process.Comm = strings.TrimSuffix(string(comm), "\n")
+	p, err := target.Read(memory.FS{}, m.pid)
+	if err != nil {
+		return
 	}
-	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", m.pid)); err == nil {
-		m.process.Exe = strings.TrimSuffix(exe, " (deleted)")
-	}
+	m.process.Comm, m.process.Exe, m.process.Container = p.Comm, p.Exe, p.Container.Short()
 }
 
 // child is the member that a fork makes: it has its parent's memory, but nothing that was counted for the parent.

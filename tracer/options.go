@@ -31,8 +31,10 @@ type Options struct {
 	OlderThan time.Duration
 	// Children: what a traced process forks is traced too.
 	Children bool
-	// Execs: the exec of any process is reported to Events.Exec, for services that are chosen by name or path.
-	Execs bool
+	// Service: the trace goes on when no process is left, as others may join.
+	Service bool
+	// Execed is called when a process that is not traced runs another program; it must not wait. nil: nobody asks.
+	Execed func(pid int)
 
 	MaxLive     uint32 // blocks in use at one time; 1,000,000
 	MaxStacks   uint32 // distinct call stacks, per process and kind; 65,536

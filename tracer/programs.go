@@ -96,7 +96,7 @@ func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
 	}
 	return errors.Join(
 		set("have_cookie", flag(cookie)),
-		set("tell_execs", flag(o.Execs)),
+		set("tell_execs", flag(o.Execed != nil)),
 		set("unwind_max_frames", o.MaxFrames),
 	)
 }

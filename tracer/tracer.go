@@ -274,6 +274,13 @@ func (t *Tracer) Close() error {
 	return errors.Join(append(errs, t.files.Close())...)
 }
 
+// Log puts something into the trace's log, which the profile carries.
+func (t *Tracer) Log(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.log("%s", text)
+}
+
 func (t *Tracer) log(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	at := time.Duration(0)

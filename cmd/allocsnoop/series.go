@@ -23,29 +23,65 @@ func (s *series) write(r *traceRun) error {
 	if err != nil {
 		return err
 	}
-	stem, ok := strings.CutSuffix(s.base, ".pb.gz")
-	suffix := ".pb.gz"
-	if !ok {
-		suffix = ""
-	}
-	out, err := createOutput(fmt.Sprintf("%s.%04d%s", stem, len(s.written)+1, suffix))
-	if err != nil {
+	name := siblingName(s.base, fmt.Sprintf("%04d", len(s.written)+1))
+	if err := writeProfile(snapshot, name); err != nil {
 		return err
 	}
-	defer out.discard()
-	if err := profile.Write(out, snapshot); err != nil {
-		return fmt.Errorf("write profile: %w", err)
-	}
-	if err := out.commit(); err != nil {
-		return err
-	}
-	s.written = append(s.written, out.name)
+	s.written = append(s.written, name)
 	if s.keep == 0 || len(s.written) <= s.keep {
 		return nil
 	}
 	old := s.written[len(s.written)-s.keep-1]
 	if err := os.Remove(old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove old profile: %w", err)
+	}
+	return nil
+}
+
+// siblingName puts something before a profile's ending: FILE.0001.pb.gz.
+func siblingName(base, what string) string {
+	stem, ok := strings.CutSuffix(base, ".pb.gz")
+	if !ok {
+		return base + "." + what
+	}
+	return stem + "." + what + ".pb.gz"
+}
+
+func writeProfile(s *profile.Snapshot, name string) error {
+	out, err := createOutput(name)
+	if err != nil {
+		return err
+	}
+	defer out.discard()
+	if err := profile.Write(out, s); err != nil {
+		return fmt.Errorf("write profile: %w", err)
+	}
+	return out.commit()
+}
+
+// writePerProcess writes one profile for each process of a snapshot.
+func writePerProcess(s *profile.Snapshot, base string) error {
+	done := map[int]bool{}
+	for _, p := range s.Processes {
+		if done[p.PID] {
+			continue // an earlier image of the same process
+		}
+		done[p.PID] = true
+		one := *s
+		one.Processes, one.Stacks = nil, nil
+		for _, q := range s.Processes {
+			if q.PID == p.PID {
+				one.Processes = append(one.Processes, q)
+			}
+		}
+		for _, st := range s.Stacks {
+			if st.PID == p.PID {
+				one.Stacks = append(one.Stacks, st)
+			}
+		}
+		if err := writeProfile(&one, siblingName(base, fmt.Sprint(p.PID))); err != nil {
+			return err
+		}
 	}
 	return nil
 }

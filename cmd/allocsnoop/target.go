@@ -1,59 +1,88 @@
 package main
 
 import (
-	"debug/elf"
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"strings"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
+	"github.com/spf13/cobra"
 
 	"github.com/allocsnoop/allocsnoop/tracer"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/target"
 )
 
-// checkTarget says early, and in words, why a process cannot be traced.
-func checkTarget(pid int) error {
-	if pid <= 0 {
-		return usageErrorf("--pid %d: it is a number above 0", pid)
-	}
-	state := memory.FS{}.State(pid)
-	switch {
-	case state.Letter == 0:
-		return fmt.Errorf("no process %d: it has ended, or lives in another pid namespace", pid)
-	case state.KernelThread:
-		return fmt.Errorf("process %d is a kernel thread: it has no memory of its own", pid)
-	case state.Letter == 'Z':
-		return fmt.Errorf("process %d has ended (zombie): its memory is gone", pid)
-	}
-	if err := checkRights(); err != nil {
-		return err
-	}
-	f, err := elf.Open(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil {
-		return memory.FS{}.Explain(pid, "read program", err)
-	}
-	defer f.Close()
-	if f.Class != elf.ELFCLASS64 {
-		return fmt.Errorf("process %d is a 32-bit program: only 64-bit programs can be traced; allocsnoop maps and inspect work on it", pid)
-	}
-	return nil
+// targetFlags say whom to trace.
+type targetFlags struct {
+	pids                                   []int
+	names, exes, cgroups, containers, libs []string
+	noChildren                             bool
 }
 
-// checkRights asks for what tracing needs: root, or the capabilities that stand for it.
-func checkRights() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("read capabilities: %w", err)
+func (f *targetFlags) add(cmd *cobra.Command) {
+	s := cmd.Flags()
+	s.IntSliceVarP(&f.pids, "pid", "p", nil, "`PID` to trace; may be given more than once")
+	s.StringArrayVar(&f.names, "name", nil, "trace every process whose command or program name matches the regular\nexpression `RE`, now and later")
+	s.StringArrayVar(&f.exes, "exe", nil, "trace every process that runs the program `PATH` (as the process sees it)")
+	s.StringArrayVar(&f.cgroups, "cgroup", nil, "trace every process in the control group `PATH` and in those below it")
+	s.StringArrayVar(&f.containers, "container", nil, "trace every process in the container `ID|NAME`, or in the pod with that uid")
+	s.StringArrayVar(&f.libs, "lib", nil, "trace every process that has mapped the library `NAME[@BUILDID]`")
+	s.BoolVar(&f.noChildren, "no-children", false, "do not trace what the targets fork")
+}
+
+// selector reads the flags.
+func (f *targetFlags) selector() (target.Selector, error) {
+	s := target.Selector{PIDs: f.pids, Exes: f.exes, Cgroups: f.cgroups, Containers: f.containers}
+	for _, pid := range f.pids {
+		if pid <= 0 {
+			return s, usageErrorf("--pid %d: it is a number above 0", pid)
+		}
 	}
-	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
-	if has(unix.CAP_SYS_ADMIN) && has(unix.CAP_SYS_PTRACE) {
-		return nil
+	for _, name := range f.names {
+		re, err := regexp.Compile(name)
+		if err != nil {
+			return s, usageErrorf("--name %q: %w", name, err)
+		}
+		s.Names = append(s.Names, re)
 	}
-	return errors.New("permission denied: tracing needs root, or CAP_SYS_ADMIN (BPF, perf events, tracefs) and CAP_SYS_PTRACE " +
-		"(the target's memory map); try sudo")
+	for _, name := range f.libs {
+		lib, err := target.ParseLib(name)
+		if err != nil {
+			return s, usageErrorf("--lib: %w", err)
+		}
+		s.Libs = append(s.Libs, lib)
+	}
+	if s.Empty() {
+		return s, usageErrorf("no target: say whom with --pid, --name, --exe, --cgroup, --container or --lib; see allocsnoop --help")
+	}
+	return s, nil
+}
+
+// find looks up whom the selector means, and says early, and in words, why one cannot be traced.
+func find(ctx context.Context, s target.Selector) (*target.Finder, []target.Process, error) {
+	if s.Finite() {
+		for _, pid := range s.PIDs {
+			if err := target.Check(memory.FS{}, pid); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	if missing := target.MissingCapabilities(memory.FS{}); len(missing) > 0 {
+		return nil, nil, fmt.Errorf("permission denied: tracing needs root, or these capabilities: %s; try sudo", strings.Join(missing, "; "))
+	}
+	finder, err := target.NewFinder(ctx, s, memory.FS{}, target.Names{})
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := finder.Scan()
+	if err != nil {
+		return nil, nil, fmt.Errorf("look for %s: %w", s.String(), err)
+	}
+	return finder, list, nil
 }
 
 // explainTarget adds what a person can do to an error about one target.

@@ -19,7 +19,8 @@ import (
 	"github.com/allocsnoop/allocsnoop/profile/content"
 	"github.com/allocsnoop/allocsnoop/symbolize"
 	"github.com/allocsnoop/allocsnoop/tracer"
-	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/cgroup"
+	"github.com/allocsnoop/allocsnoop/tracer/target"
 )
 
 // silence is how long a trace waits for the first hit of any probe before it says that none came.
@@ -27,7 +28,7 @@ const silence = 5 * time.Second
 
 // traceFlags are the flags of a trace as they were given.
 type traceFlags struct {
-	pids                 []int
+	targets              targetFlags
 	duration, interval   time.Duration
 	olderThan            time.Duration
 	keep                 int
@@ -39,7 +40,9 @@ type traceFlags struct {
 	maxLive, maxStacks   uint32
 	maxFrames            uint32
 	maxTableMB           uint64
-	noChildren           bool
+	untilOOM, onOOM      bool
+	at                   string
+	perProcess           bool
 	noInlines            bool
 	content, noRedact    bool
 	debugDirs, debugURLs []string
@@ -49,7 +52,7 @@ type traceFlags struct {
 func (f *traceFlags) add(cmd *cobra.Command) {
 	s := cmd.Flags()
 	s.SortFlags = false
-	s.IntSliceVarP(&f.pids, "pid", "p", nil, "`PID` to trace; may be given more than once")
+	f.targets.add(cmd)
 	s.DurationVarP(&f.duration, "duration", "d", 0, "how long, as 60s or 5m (default: until Ctrl-C or the target's end)")
 	s.StringVarP(&f.out, "output", "o", "", "profile to write (default allocsnoop-COMM-PID-UTCTIME.pb.gz)")
 	s.BoolVar(&f.json, "json", false, "print the summary as one JSON document")
@@ -59,7 +62,10 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	s.DurationVar(&f.olderThan, "older-than", 0, "count only blocks of at least this age as in use, as 10s")
 	s.DurationVar(&f.interval, "interval", 0, "also write a profile every so often, as 10s, numbered FILE.0001.pb.gz")
 	s.IntVar(&f.keep, "keep", 0, "keep only the newest `N` of those (default: all)")
-	s.BoolVar(&f.noChildren, "no-children", false, "do not trace what the target forks")
+	s.BoolVar(&f.perProcess, "per-process", false, "also write one profile for each process, FILE.PID.pb.gz")
+	s.BoolVar(&f.untilOOM, "until-oom", false, "end when the OOM killer takes a process of the --cgroup or --container")
+	s.BoolVar(&f.onOOM, "on-oom", false, "also write a numbered profile at each OOM kill")
+	s.StringVar(&f.at, "at", "", "also write a numbered profile when the group's memory passes these shares of its limit, as 80%,90%")
 	s.Uint32Var(&f.maxLive, "max-live", 1_000_000, "blocks in use that can be followed at one time")
 	s.Uint32Var(&f.maxStacks, "max-stacks", 65_536, "distinct call stacks")
 	s.Uint32Var(&f.maxFrames, "max-frames", 128, "frames of one stack, up to 512")
@@ -76,7 +82,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 
 func (f *traceFlags) options(changed func(flag string) bool) (tracer.Options, error) {
 	o := tracer.Options{
-		Children: !f.noChildren, OlderThan: f.olderThan, Guard: guardArgs(),
+		Children: !f.targets.noChildren, OlderThan: f.olderThan, Guard: guardArgs(),
 		MaxLive: f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
 	}
 	switch f.mode {
@@ -131,9 +137,6 @@ func (f *traceFlags) overhead(changed func(flag string) bool) (float64, error) {
 }
 
 func (f *traceFlags) run(cmd *cobra.Command) error {
-	if len(f.pids) == 0 {
-		return usageErrorf("no target: say whom with --pid; see allocsnoop --help")
-	}
 	for name, value := range map[string]time.Duration{"duration": f.duration, "interval": f.interval, "older-than": f.olderThan} {
 		if cmd.Flags().Changed(name) && value <= 0 {
 			return usageErrorf("--%s %v: it is more than 0", name, value)
@@ -149,12 +152,17 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	for _, pid := range f.pids {
-		if err := checkTarget(pid); err != nil {
-			return err
-		}
+	selector, err := f.targets.selector()
+	if err != nil {
+		return err
 	}
-	out, err := createOutput(f.outputName())
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer cancel()
+	finder, found, err := find(ctx, selector)
+	if err != nil {
+		return err
+	}
+	out, err := createOutput(f.outputName(found))
 	if err != nil {
 		return err
 	}
@@ -162,16 +170,19 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 
 	run := &traceRun{flags: f, series: series{base: out.name, keep: f.keep}, stdout: cmd.OutOrStdout(), progress: newProgress(os.Stderr)}
 	options.Warn = run.progress.warn
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer cancel()
+	if !selector.Finite() {
+		run.service = newService()
+		options.Service, options.Execed = true, run.service.execed
+	}
 	if run.tracer, err = tracer.New(options); err != nil {
 		return explainBPF(err, f.debug)
 	}
 	defer run.tracer.Close()
+	run.finder, run.found = finder, found
 	return run.trace(ctx, out)
 }
 
-func (f *traceFlags) outputName() string {
+func (f *traceFlags) outputName(found []target.Process) string {
 	if f.out != "" {
 		return f.out
 	}
@@ -180,8 +191,16 @@ func (f *traceFlags) outputName() string {
 			return '_'
 		}
 		return r
-	}, memory.FS{}.State(f.pids[0]).Comm)
-	return fmt.Sprintf("allocsnoop-%s-%d-%s.pb.gz", comm, f.pids[0], time.Now().UTC().Format("20060102T150405Z"))
+	}, first(found).Comm)
+	return fmt.Sprintf("allocsnoop-%s-%d-%s.pb.gz", comm, first(found).PID, time.Now().UTC().Format("20060102T150405Z"))
+}
+
+// first is the process that a service is called after; a service that has none yet is called "service-0".
+func first(found []target.Process) target.Process {
+	if len(found) == 0 {
+		return target.Process{Comm: "service"}
+	}
+	return found[0]
 }
 
 // traceRun is one trace under way.
@@ -192,19 +211,23 @@ type traceRun struct {
 	progress *progress
 	notes    []string
 	series   series
+	finder   *target.Finder
+	found    []target.Process // at the start
+	service  *service         // nil when all targets are named by pid
+	groups   <-chan cgroup.Event
 }
 
 func (r *traceRun) trace(ctx context.Context, out *output) error {
-	for _, pid := range r.flags.pids {
-		if err := r.tracer.Add(pid); err != nil {
-			return explainTarget(pid, err)
-		}
-	}
-	if err := r.tracer.Probing(); err != nil {
+	if err := r.join(); err != nil {
 		return err
 	}
 	r.progress.say("%s", r.tracer.Announcement())
 	if err := r.tracer.Start(); err != nil {
+		return err
+	}
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := r.watch(watching); err != nil {
 		return err
 	}
 	if err := r.ready(); err != nil {
@@ -221,6 +244,56 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 		r.warnOf(r.tracer.AddContent(snapshot, content.Options{NoRedact: r.flags.noRedact}))
 	}
 	return r.write(snapshot, out, interrupted)
+}
+
+// join takes the targets in. One of several that ends meanwhile is no failure; the only one, or all of them, are.
+func (r *traceRun) join() error {
+	for _, p := range r.found {
+		err := r.tracer.Add(p.PID)
+		switch {
+		case err == nil:
+		case r.service == nil:
+			return explainTarget(p.PID, err)
+		default:
+			r.progress.warn(fmt.Sprintf("process %s is not traced: %v", p.String(), err))
+		}
+	}
+	if len(r.found) == 0 {
+		r.progress.warn("no process is selected yet: waiting for the first")
+		return nil
+	}
+	return r.tracer.Probing()
+}
+
+// watch starts what runs beside the trace: looking for new members, and for what becomes of control groups.
+func (r *traceRun) watch(ctx context.Context) error {
+	if r.service != nil {
+		go r.service.follow(ctx, r.finder, r.tracer, r.flags.targets.noChildren, r.progress.warn)
+	}
+	if !r.flags.untilOOM && !r.flags.onOOM && r.flags.at == "" {
+		return nil
+	}
+	groups := r.finder.Groups()
+	for _, p := range r.found {
+		if len(groups) > 0 {
+			break
+		}
+		if g, err := cgroup.Find(p.Cgroup); err == nil {
+			groups = append(groups, g)
+		}
+	}
+	if len(groups) == 0 {
+		return errors.New("no control group to watch: give --cgroup or --container")
+	}
+	var at []float64
+	var err error
+	if r.flags.at != "" {
+		if at, err = cgroup.ParseShares(r.flags.at); err != nil {
+			return usageErrorf("--at: %w", err)
+		}
+	}
+	r.groups, err = watchGroups(ctx, groups, at)
+	return err
 }
 
 func (r *traceRun) ready() error {
@@ -258,6 +331,10 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 			return false
 		case <-next:
 			r.warnOf(r.series.write(r))
+		case e := <-r.groups:
+			if r.onGroup(e) {
+				return false
+			}
 		case <-tick.C:
 			elapsed := time.Since(started)
 			if silent && elapsed >= silence {
@@ -271,6 +348,31 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 	}
 }
 
+// settleTime is how long the events of a killed process may take to arrive.
+const settleTime = 300 * time.Millisecond
+
+// onGroup notes what became of a control group; true when the trace ends with it.
+func (r *traceRun) onGroup(e cgroup.Event) (end bool) {
+	text := describe(e)
+	r.tracer.Log(text)
+	r.progress.warn(text)
+	r.notes = append(r.notes, text)
+	switch e.Kind {
+	case cgroup.Killed:
+		if r.flags.untilOOM {
+			time.Sleep(settleTime)
+			return true
+		}
+		if !r.flags.onOOM {
+			return false
+		}
+	case cgroup.Removed:
+		return r.flags.untilOOM
+	}
+	r.warnOf(r.series.write(r))
+	return false
+}
+
 func (r *traceRun) warnOf(err error) {
 	if err != nil {
 		r.progress.warn(err.Error())
@@ -282,7 +384,7 @@ func (r *traceRun) checkSilence() {
 		return
 	}
 	text := fmt.Sprintf("no probe was hit in %v: the target is idle, or takes its memory from functions that are not probed; "+
-		"see allocsnoop doctor %d", silence, r.flags.pids[0])
+		"see allocsnoop doctor %d", silence, first(r.found).PID)
 	r.notes = append(r.notes, text)
 	r.progress.warn(text)
 }
@@ -311,6 +413,11 @@ func (r *traceRun) write(s *profile.Snapshot, out *output, interrupted bool) err
 	}
 	if err := out.commit(); err != nil {
 		return err
+	}
+	if r.flags.perProcess {
+		if err := writePerProcess(s, out.name); err != nil {
+			return err
+		}
 	}
 	var err error
 	if r.flags.json {
