@@ -351,6 +351,7 @@ static __always_inline void take_old(struct proc *p, struct call *c, __u64 addr)
 static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const struct func *f)
 {
 	__u64 sp = PT_REGS_SP(ctx), size;
+	bool frees = false;
 	struct thread *t;
 	struct call *c;
 	__u32 op = f->op, prob;
@@ -369,7 +370,9 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 	size = requested(ctx, f);
 	if (op == OP_LUA_ALLOC && !size) {
 		on_free(p, f->kind, arg(ctx, f->ptr));
-		return 1;
+		if (sessions)
+			return 1;
+		frees = true; /* its return will be seen: leave a record that it finds */
 	}
 
 	t = thread_make();
@@ -392,8 +395,8 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 	c->out = 0;
 	c->flags = 0;
 	c->old.prob = 0;
-	if (!gate || calls_shut || pending_in(t, f->kind)) {
-		c->flags = gate && !calls_shut ? CALL_NESTED : CALL_UNSAMPLED;
+	if (!gate || calls_shut || frees || pending_in(t, f->kind)) {
+		c->flags = gate && !calls_shut && !frees ? CALL_NESTED : CALL_UNSAMPLED;
 		t->depth++;
 		return 0;
 	}

@@ -673,7 +673,7 @@ static __always_inline int unwind_cross_jit(struct unwind *u, struct unwind_slot
 	return unwind_finish(u, END_JIT);
 }
 
-static __always_inline int unwind_unmapped(struct unwind *u)
+static __always_inline int unwind_unmapped(struct unwind *u, struct unwind_slot *s)
 {
 	int end;
 
@@ -684,6 +684,9 @@ static __always_inline int unwind_unmapped(struct unwind *u)
 		if (end > 0)
 			return unwind_finish(u, end);
 	}
+	/* LuaJIT maps memory for its code when it needs some, which user space may not have seen yet. */
+	if (u->ra && !unwind_cross_lua(u, s))
+		return 0;
 	/* A caller outside everything known may be garbage: no frame, user space is told of it apart. */
 	if (!u->ra)
 		unwind_push(u, u->pc | FRAME_EXACT);
@@ -715,7 +718,7 @@ static __always_inline int unwind_one(struct unwind *u)
 	pc = u->pc - (u->ra ? 1 : 0);
 	m = unwind_find(u, s, pc);
 	if (!m)
-		return unwind_unmapped(u);
+		return unwind_unmapped(u, s);
 	if (m->flags & MAPPING_ANON)
 		return unwind_cross_jit(u, s);
 	if (u->count_use) {
