@@ -89,6 +89,9 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(newLibsCommand())
 	root.AddCommand(newDiffCommand())
 	root.AddCommand(newViewCommand())
+	root.AddCommand(newTopCommand())
+	root.AddCommand(newMapsCommand())
+	root.AddCommand(newDumpCommand())
 	root.AddCommand(newGuardCommand())
 	return root
 }

@@ -60,6 +60,15 @@ func (p *progress) erase() {
 	}
 }
 
+// renew replaces the line.
+func (p *progress) renew(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.erase()
+	fmt.Fprint(p.w, text)
+	p.shown = true
+}
+
 // show renews the line: elapsed time, events a second, bytes in use by kind.
 func (p *progress) show(t *tracer.Tracer, elapsed, of time.Duration) {
 	if !p.terminal || elapsed-p.at < time.Second {

@@ -55,6 +55,16 @@ func (fs FS) Maps(pid int) ([]Range, error) {
 // Smaps reads the ranges of a process and what each uses. It makes the kernel walk every page table of the process, under
 // its lock: milliseconds for each GiB.
 func (fs FS) Smaps(pid int) ([]RangeUsage, error) {
+	ranges, err := fs.readSmaps(pid)
+	if err != nil {
+		return nil, err
+	}
+	markThreadStacks(len(ranges), func(i int) *Range { return &ranges[i].Range }, fs.stackPointers(pid))
+	return ranges, nil
+}
+
+// readSmaps is Smaps without a look at each thread.
+func (fs FS) readSmaps(pid int) ([]RangeUsage, error) {
 	var ranges []RangeUsage
 	err := fs.read(pid, "smaps", func(r io.Reader) (err error) {
 		ranges, err = ParseSmaps(r)
@@ -66,7 +76,6 @@ func (fs FS) Smaps(pid int) ([]RangeUsage, error) {
 	if err != nil {
 		return nil, err
 	}
-	markThreadStacks(len(ranges), func(i int) *Range { return &ranges[i].Range }, fs.stackPointers(pid))
 	return ranges, nil
 }
 

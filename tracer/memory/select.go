@@ -88,7 +88,8 @@ func (s *Selection) wanted(ranges []RangeUsage) (asked map[int][]Span, context m
 	}
 	if s.Grown != nil {
 		for i, growth := range Growth(s.Grown, ranges) {
-			if growth > 0 && ranges[i].readable() {
+			// [vdso] grows when somebody reads it, as a dump does.
+			if growth > 0 && ranges[i].readable() && ranges[i].Kind != KindKernel {
 				whole(i)
 			}
 		}
