@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -8,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
 
 // onEvent applies one event of the BPF side. Events come in the kernel's order.
@@ -40,7 +42,7 @@ func (t *Tracer) onEvent(raw []byte) {
 }
 
 func (t *Tracer) tryRefresh(m *member) {
-	if err := t.refresh(m); err != nil && !gone(m.pid) {
+	if err := t.refresh(m); err != nil && !errors.Is(err, memory.ErrGone) && !gone(m.pid) {
 		t.options.Warn(err.Error())
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -171,8 +172,18 @@ func (t *tracefs) defineUprobe(name, path string, offset uint64, ret bool) (id u
 	return t.id(name)
 }
 
+// removeUprobe takes a definition away. The kernel lets go of closed events a little later than Close returns, and calls
+// the definition busy until then.
 func (t *tracefs) removeUprobe(name string) error {
-	if err := t.command("-:" + name); err != nil {
+	var err error
+	for range 100 {
+		err = t.command("-:" + name)
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil {
 		return fmt.Errorf("remove uprobe %s: %w", name, err)
 	}
 	return nil

@@ -160,6 +160,18 @@ func (t *Tracer) Add(pid int) error {
 	return t.admit(m)
 }
 
+// Remap takes notice of what a process has mapped since it was added. Maps change by themselves only while the process
+// runs; this is for one that stands still.
+func (t *Tracer) Remap(pid int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.current[pid]
+	if m == nil {
+		return fmt.Errorf("read mappings of process %d: it is not traced", pid)
+	}
+	return t.refresh(m)
+}
+
 // admit makes a member known to the BPF side and to the books. Forked members are known to the BPF side already.
 func (t *Tracer) admit(m *member) error {
 	p := bpf.Proc{Key: m.key, Slot: noSlot}

@@ -63,21 +63,21 @@ func run(args []string) int {
 func newRootCommand() *cobra.Command {
 	var trace traceFlags
 	root := &cobra.Command{
-		Use:           "allocsnoop --pid PID [--duration 60s] [-o FILE]",
+		Use:           "allocsnoop --pid PID [--duration 60s] [-o FILE]\n  allocsnoop [flags] -- COMMAND [ARG...]",
 		Short:         "Show who holds the memory of a running process, by call stack, library build and content",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && cmd.ArgsLenAtDash() != 0 {
 				return usageErrorf("unknown command %q; see allocsnoop --help", args[0])
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().NFlag() == 0 {
+		RunE: func(cmd *cobra.Command, command []string) error {
+			if cmd.Flags().NFlag() == 0 && len(command) == 0 {
 				return cmd.Help()
 			}
-			return trace.run(cmd)
+			return trace.run(cmd, command)
 		},
 	}
 	trace.add(root)

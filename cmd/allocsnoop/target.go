@@ -21,6 +21,7 @@ type targetFlags struct {
 	pids                                   []int
 	names, exes, cgroups, containers, libs []string
 	noChildren                             bool
+	user                                   string
 }
 
 func (f *targetFlags) add(cmd *cobra.Command) {
@@ -31,11 +32,12 @@ func (f *targetFlags) add(cmd *cobra.Command) {
 	s.StringArrayVar(&f.cgroups, "cgroup", nil, "trace every process in the control group `PATH` and in those below it")
 	s.StringArrayVar(&f.containers, "container", nil, "trace every process in the container `ID|NAME`, or in the pod with that uid")
 	s.StringArrayVar(&f.libs, "lib", nil, "trace every process that has mapped the library `NAME[@BUILDID]`")
+	s.StringVar(&f.user, "user", "", "run the COMMAND behind -- as `USER[:GROUP]`")
 	s.BoolVar(&f.noChildren, "no-children", false, "do not trace what the targets fork")
 }
 
 // selector reads the flags.
-func (f *targetFlags) selector() (target.Selector, error) {
+func (f *targetFlags) selector(command []string) (target.Selector, error) {
 	s := target.Selector{PIDs: f.pids, Exes: f.exes, Cgroups: f.cgroups, Containers: f.containers}
 	for _, pid := range f.pids {
 		if pid <= 0 {
@@ -56,8 +58,14 @@ func (f *targetFlags) selector() (target.Selector, error) {
 		}
 		s.Libs = append(s.Libs, lib)
 	}
-	if s.Empty() {
-		return s, usageErrorf("no target: say whom with --pid, --name, --exe, --cgroup, --container or --lib; see allocsnoop --help")
+	switch {
+	case len(command) > 0 && !s.Empty():
+		return s, usageErrorf("either a command behind -- or processes that run already, not both")
+	case len(command) == 0 && f.user != "":
+		return s, usageErrorf("--user goes with a command behind --")
+	case len(command) == 0 && s.Empty():
+		return s, usageErrorf("no target: say whom with --pid, --name, --exe, --cgroup, --container or --lib, or give a command behind --; " +
+			"see allocsnoop --help")
 	}
 	return s, nil
 }
@@ -73,6 +81,9 @@ func find(ctx context.Context, s target.Selector) (*target.Finder, []target.Proc
 	}
 	if missing := target.MissingCapabilities(memory.FS{}); len(missing) > 0 {
 		return nil, nil, fmt.Errorf("permission denied: tracing needs root, or these capabilities: %s; try sudo", strings.Join(missing, "; "))
+	}
+	if s.Empty() {
+		return nil, nil, nil // a command is to be started
 	}
 	finder, err := target.NewFinder(ctx, s, memory.FS{}, target.Names{})
 	if err != nil {

@@ -136,7 +136,7 @@ func (f *traceFlags) overhead(changed func(flag string) bool) (float64, error) {
 	return share, nil
 }
 
-func (f *traceFlags) run(cmd *cobra.Command) error {
+func (f *traceFlags) run(cmd *cobra.Command, command []string) error {
 	for name, value := range map[string]time.Duration{"duration": f.duration, "interval": f.interval, "older-than": f.olderThan} {
 		if cmd.Flags().Changed(name) && value <= 0 {
 			return usageErrorf("--%s %v: it is more than 0", name, value)
@@ -152,7 +152,7 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	selector, err := f.targets.selector()
+	selector, err := f.targets.selector(command)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	out, err := createOutput(f.outputName(found))
+	out, err := createOutput(f.outputName(found, command))
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,8 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 
 	run := &traceRun{flags: f, series: series{base: out.name, keep: f.keep}, stdout: cmd.OutOrStdout(), progress: newProgress(os.Stderr)}
 	options.Warn = run.progress.warn
-	if !selector.Finite() {
+	run.command = command
+	if !selector.Finite() && len(command) == 0 {
 		run.service = newService()
 		options.Service, options.Execed = true, run.service.execed
 	}
@@ -182,17 +183,21 @@ func (f *traceFlags) run(cmd *cobra.Command) error {
 	return run.trace(ctx, out)
 }
 
-func (f *traceFlags) outputName(found []target.Process) string {
+func (f *traceFlags) outputName(found []target.Process, command []string) string {
 	if f.out != "" {
 		return f.out
+	}
+	who := first(found)
+	if len(command) > 0 {
+		who = target.Process{Comm: filepath.Base(command[0])}
 	}
 	comm := strings.Map(func(r rune) rune {
 		if r == '/' || r <= ' ' || r > '~' {
 			return '_'
 		}
 		return r
-	}, first(found).Comm)
-	return fmt.Sprintf("allocsnoop-%s-%d-%s.pb.gz", comm, first(found).PID, time.Now().UTC().Format("20060102T150405Z"))
+	}, who.Comm)
+	return fmt.Sprintf("allocsnoop-%s-%d-%s.pb.gz", comm, who.PID, time.Now().UTC().Format("20060102T150405Z"))
 }
 
 // first is the process that a service is called after; a service that has none yet is called "service-0".
@@ -215,14 +220,16 @@ type traceRun struct {
 	found    []target.Process // at the start
 	service  *service         // nil when all targets are named by pid
 	groups   <-chan cgroup.Event
+	command  []string      // to be started; empty when targets run already
+	child    *target.Child // started of it
 }
 
 func (r *traceRun) trace(ctx context.Context, out *output) error {
-	if err := r.join(); err != nil {
-		return err
-	}
-	r.progress.say("%s", r.tracer.Announcement())
-	if err := r.tracer.Start(); err != nil {
+	if len(r.command) > 0 {
+		if err := r.launch(); err != nil {
+			return err
+		}
+	} else if err := r.attach(); err != nil {
 		return err
 	}
 	watching, cancel := context.WithCancel(ctx)
@@ -243,7 +250,55 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 	if r.flags.content {
 		r.warnOf(r.tracer.AddContent(snapshot, content.Options{NoRedact: r.flags.noRedact}))
 	}
-	return r.write(snapshot, out, interrupted)
+	err = r.write(snapshot, out, interrupted)
+	if r.child == nil {
+		return err
+	}
+	// The command's own exit status is what its caller asks for, unless the trace itself failed.
+	status, waitErr := r.child.Wait()
+	var exit *exitError
+	if err != nil && !errors.As(err, &exit) || waitErr != nil {
+		return errors.Join(err, waitErr)
+	}
+	if status != 0 {
+		return &exitError{code: status}
+	}
+	return err
+}
+
+// attach takes in what runs and opens the gate.
+func (r *traceRun) attach() error {
+	if err := r.join(); err != nil {
+		return err
+	}
+	r.progress.say("%s", r.tracer.Announcement())
+	return r.tracer.Start()
+}
+
+// launch starts the command with its probes live before its first instruction: the gate is open by then, and each library
+// is probed before its code can run.
+func (r *traceRun) launch() error {
+	if err := r.tracer.Start(); err != nil {
+		return err
+	}
+	added := false
+	child, err := target.Start(target.Command{
+		Args: r.command, User: r.flags.targets.user,
+		Mapped: func(pid int) error {
+			if added {
+				return r.tracer.Remap(pid)
+			}
+			added = true
+			return r.tracer.Add(pid)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	r.child = child
+	r.found = []target.Process{{ID: target.ID{PID: child.PID()}, Comm: filepath.Base(r.command[0])}}
+	r.progress.say("%s", r.tracer.Announcement())
+	return nil
 }
 
 // join takes the targets in. One of several that ends meanwhile is no failure; the only one, or all of them, are.
