@@ -52,7 +52,7 @@ func (p *inspectPrinter) flush() error {
 func (p *inspectPrinter) report(r *heap.Report, old *heap.Report) {
 	p.title(r)
 	if r.Heap == nil {
-		p.line("no allocator that is known (glibc is; musl and jemalloc are not): showing pages instead of blocks")
+		p.line("no allocator that is known (glibc and jemalloc 5.3 are): showing pages instead of blocks")
 	} else {
 		p.account(r)
 		p.exactness(r)
@@ -115,13 +115,14 @@ func (p *inspectPrinter) account(r *heap.Report) {
 	row := func(c heap.Count, text string) {
 		p.line("%14s %12s  %s", thousands(c.Blocks), profile.FormatBytes(c.Bytes), text)
 	}
-	row(used, "in use by the program (with 8 bytes of header a block)")
+	names := accountNames(r.Heap)
+	row(used, names[0])
 	if r.Heap.Mmapped.Blocks > 0 {
 		row(r.Heap.Mmapped, "of these with a mapping of their own")
 	}
-	row(cached, "freed, kept in caches (threads' caches, fastbins)")
-	row(t.Free, "freed, between blocks in use")
-	row(t.Top, "not used yet, at the end of arenas")
+	row(cached, names[1])
+	row(t.Free, names[2])
+	row(t.Top, names[3])
 	if t.Lost > 0 {
 		row(heap.Count{Bytes: t.Lost}, "not understood, see below")
 	}
@@ -140,16 +141,25 @@ func (p *inspectPrinter) account(r *heap.Report) {
 	p.line("%.0f %% of %s in use: %s", share*100, profile.FormatBytes(all), verdict)
 }
 
+// accountNames says what the rows mean for an allocator: in use, cached, free, and at the end.
+func accountNames(h *heap.Heap) [4]string {
+	if strings.HasPrefix(h.Allocator, "jemalloc") {
+		return [4]string{"in use by the program", "freed, kept in threads' caches", "freed, between blocks of the same size",
+			"freed, whole pages not yet given back"}
+	}
+	return [4]string{"in use by the program (with 8 bytes of header a block)", "freed, kept in caches (threads' caches, fastbins)",
+		"freed, between blocks in use", "not used yet, at the end of arenas"}
+}
+
 const problemsShown = 5
 
 func (p *inspectPrinter) exactness(r *heap.Report) {
 	h := r.Heap
 	if r.Exact {
-		text := "exact: all bytes of all arenas are accounted for"
-		if h.MmappedSaid == nil {
-			text += "; blocks with a mapping of their own are found by their shape only"
+		p.line("walk: exact: all bytes of all arenas are accounted for")
+		if h.MmappedSaid == nil && strings.HasPrefix(h.Allocator, "glibc") {
+			p.line("  blocks with a mapping of their own were found by their shape; glibc's count of them was not")
 		}
-		p.line("walk: %s", text)
 		return
 	}
 	p.line("walk: not exact, %s%s", plural(len(h.Problems)+int(h.Hidden), "problem"), map[bool]string{

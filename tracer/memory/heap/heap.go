@@ -1,10 +1,12 @@
 package heap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 )
 
 // ErrNoAllocator is returned by Walk when the memory holds no allocator that it knows: a static program with an
@@ -65,6 +67,7 @@ type Heap struct {
 	space    *Space
 	segments []*segment // sorted by start
 	skipped  []span     // books of the allocator in data segments: no roots
+	kept     []span     // free memory of the allocator outside of segments
 }
 
 type span struct{ start, end uint64 }
@@ -108,6 +111,12 @@ type Block struct {
 // block makes the block of the chunk that starts at unit i.
 func (s *segment) block(i uint64) Block {
 	p := s.start + i*unit
+	if s.plain {
+		if s.mmapped {
+			return Block{p, s.end - p}
+		}
+		return Block{p, s.chunkEnd(i) - p}
+	}
 	if s.mmapped {
 		return Block{p + 16, s.end - p - 16}
 	}
@@ -143,7 +152,11 @@ func (h *Heap) locate(a uint64) (*segment, uint64, bool) {
 	}
 	s := h.segments[n]
 	if s.mmapped {
-		return s, 0, a >= s.start+16
+		return s, 0, s.plain || a >= s.start+16
+	}
+	if s.plain {
+		i, ok := s.holds(a)
+		return s, i, ok && s.inUse.has(i)
 	}
 	i, ok := s.holds(a)
 	if !ok {
@@ -161,8 +174,12 @@ func (h *Heap) locate(a uint64) (*segment, uint64, bool) {
 func Walk(ctx context.Context, space *Space) (*Heap, error) {
 	h := &Heap{space: space}
 	libcs := findLibcs(space)
-	if len(libcs) == 0 {
-		return nil, ErrNoAllocator
+	tree, jemalloc := findTree(ctx, space)
+	if jemalloc && neverUsed(space, libcs) {
+		libcs = nil
+	}
+	if len(libcs) == 0 && !jemalloc {
+		return nil, cmp.Or(ctx.Err(), ErrNoAllocator)
 	}
 	for _, l := range libcs {
 		w := &walker{heap: h, space: space, libc: l, main: window{mem: space.Mem}, probe: window{mem: space.Mem}}
@@ -170,12 +187,38 @@ func Walk(ctx context.Context, space *Space) (*Heap, error) {
 			return nil, fmt.Errorf("walk heap: %w", err)
 		}
 	}
-	h.Allocator, h.Layout = "glibc", libcs[0].state.name
-	if v := libcs[0].version; v != "" {
-		h.Allocator = "glibc " + v
+	if jemalloc {
+		if err := walkJemalloc(ctx, h, tree); err != nil {
+			return nil, fmt.Errorf("walk heap: %w", err)
+		}
 	}
+	h.name(libcs, jemalloc)
 	h.checkBooks()
 	return h, nil
+}
+
+// name says what was walked. A program may have both: Rust code on jemalloc, C libraries on glibc.
+func (h *Heap) name(libcs []*libc, jemalloc bool) {
+	var names, layouts []string
+	for _, l := range libcs {
+		names = append(names, strings.TrimSpace("glibc "+l.version))
+		layouts = append(layouts, l.state.name)
+	}
+	if jemalloc {
+		names, layouts = append(names, "jemalloc 5.3"), append(layouts, "5.3")
+	}
+	h.Allocator, h.Layout = strings.Join(names, " and "), strings.Join(layouts, " and ")
+}
+
+// neverUsed says whether the program's blocks come from elsewhere: glibc's own malloc is there, but has handed out nothing.
+func neverUsed(space *Space, libcs []*libc) bool {
+	for _, l := range libcs {
+		system := words(space.Mem, l.main+l.state.systemMem, 1)
+		if system == nil || system[0] > 0 || len(l.threads) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // checkBooks compares what was found with what the allocator itself says.

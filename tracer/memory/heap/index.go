@@ -53,8 +53,9 @@ type segment struct {
 	inUse      bitmap // which of them the program holds
 	skip       []uint32
 
-	brk     bool // memory that brk gave
-	mmapped bool
+	brk     bool   // memory that brk gave
+	mmapped bool   // one block alone
+	plain   bool   // blocks without a header between them (jemalloc)
 	lead    uint64 // where the mapping of an mmapped chunk starts
 }
 

@@ -66,8 +66,13 @@ func (w *walker) mmappedAt(page, end uint64) (*segment, uint64) {
 
 // outside lists the anonymous memory that belongs to no arena.
 func outside(h *Heap, space *Space) []span {
-	taken := make([]span, 0, len(h.segments))
+	taken := make([]span, 0, len(h.segments)+len(h.kept))
+	taken = append(taken, h.kept...)
 	for _, s := range h.segments {
+		if s.plain {
+			taken = append(taken, span{s.start &^ 4095, (s.end + 4095) &^ 4095})
+			continue
+		}
 		if s.mmapped {
 			taken = append(taken, span{s.lead, (s.end + 4095) &^ 4095})
 			continue

@@ -228,7 +228,7 @@ func (m *marker) withoutHeap(f span) (rest []span) {
 // holes are what is no root in memory that can be written, in order.
 func (m *marker) holes() []span {
 	if m.noRoots == nil {
-		m.noRoots = append(m.noRoots, m.h.skipped...)
+		m.noRoots = append(append(m.noRoots, m.h.skipped...), m.h.kept...)
 		for _, s := range m.h.segments {
 			m.noRoots = append(m.noRoots, span{s.start, s.end})
 		}
