@@ -3,19 +3,45 @@ package heap
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"sync"
 	"testing"
 
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
 
+// built holds the fixtures that were compiled in this run.
+var built struct {
+	sync.Mutex
+	dir   string
+	paths map[string]string
+}
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "heap")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	built.dir, built.paths = dir, map[string]string{}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
 // build compiles a fixture once per test run.
 func build(t testing.TB, source string, flags ...string) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), filepath.Ext(source)))
+	built.Lock()
+	defer built.Unlock()
+	key := fmt.Sprint(source, flags)
+	if path, ok := built.paths[key]; ok {
+		return path
+	}
+	bin := filepath.Join(built.dir, fmt.Sprint(len(built.paths)))
 	args := append([]string{"-O0", "-g", "-w", "-pthread", "-o", bin, source}, flags...)
 	cc := "gcc"
 	if filepath.Ext(source) == ".cc" {
@@ -24,6 +50,7 @@ func build(t testing.TB, source string, flags ...string) string {
 	if out, err := exec.Command(cc, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %v: %v\n%s", cc, args, err, out)
 	}
+	built.paths[key] = bin
 	return bin
 }
 
