@@ -18,6 +18,7 @@ help: ## this list
 
 setup: ## install the Debian packages that tests and demo need (root)
 	@./test/setup.sh
+	@./test/browser/setup.sh
 
 build: ## ./allocsnoop, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/allocsnoop

@@ -51,6 +51,8 @@ func NewHandler(in Input, p *pprof.Profile, port string) (*Handler, error) {
 		w.Header().Set("Content-Encoding", "gzip")
 		w.Write(packed.Bytes())
 	})
+	// pprof's pages name no icon, so the browser asks for this one.
+	h.mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	if p != nil {
 		h.mux.Handle("GET "+h.Path+"pprof/", http.StripPrefix(h.Path+"pprof", &pprofViews{profile: p}))
 	}

@@ -41,11 +41,8 @@
     $("title").textContent = comparison ? `${D.oldName} → ${D.name}` : `${who.slice(0, 4).join(", ") || D.name}${who.length > 4 ? ` and ${who.length - 4} more` : ""}`;
     document.title = `allocsnoop: ${$("title").textContent}`;
     const facts = $("facts");
-    const put = (label, value) => facts.append(el("strong", {}, value), ` ${label}   `);
-    for (const t of D.totals || []) {
-      put(`${t.kind} in use${t.error ? ` (± ${bytes(t.error)})` : ""}`, bytes(t.values[3]));
-      put("blocks", count(t.values[2]));
-    }
+    const put = (label, value) => facts.append(facts.childNodes.length ? " · " : "", el("strong", {}, value), label ? ` ${label}` : "");
+    for (const t of D.totals || []) put(`${t.error ? `± ${bytes(t.error)} ` : ""}in ${count(t.values[2])} blocks of ${t.kind} in use`, bytes(t.values[3]));
     if (D.seconds > 0) put("traced", `${+D.seconds.toFixed(1)} s`);
     put("", D.sampled ? `sampled, one block per ${bytes(D.sampled)}` : "every block counted");
     if (comparison) put(`times the work of ${D.oldName}`, String(+D.scale.toPrecision(3)));
@@ -80,7 +77,7 @@
       }
       body.replaceChildren(...list.map((r) => el("tr", open ? { tabindex: 0, on: {
         click: () => open(r), keydown: (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); open(r); } },
-      } } : {}, ...columns.map((c) => el("td", { class: c.num ? "num" : "" }, c.cell(r))))));
+      } } : {}, ...columns.map((c) => el("td", { class: c.num ? "num" : c.tight ? "tight" : "" }, c.cell(r))))));
       if (!list.length) body.append(el("tr", {}, el("td", { colspan: columns.length, class: "dim" }, wanted ? "nothing found" : empty)));
     }
     tables.push(draw);
@@ -105,13 +102,13 @@
         { title: "NEW", num: true, key: (r) => r.new, cell: (r) => bytes(r.new) },
         { title: "function", key: (r) => r.function, cell: (r) => code(r.function) },
         { title: "library", key: (r) => r.library, cell: (r) => el("span", {}, r.library, r.rebuilt ? el("span", { class: "changed" }, " another build") : "") },
-        { title: "kind", key: (r) => r.kind, cell: (r) => r.kind },
+        { title: "kind", tight: true, key: (r) => r.kind, cell: (r) => r.kind },
       ], searchable(D.differences, (r) => `${r.function} ${r.library}`), (r) => detail(r.function, r.frames),
       `No difference beyond noise in ${D.compared} functions.`);
     }
     const order = ["churn", "steady cache", "growing", "leaking"];
     table("verdict", [
-      { title: "verdict", num: false, key: (r) => order.indexOf(r.class), cell: (r) => el("span", { class: r.class.replace(" ", "-") }, r.class) },
+      { title: "verdict", tight: true, key: (r) => order.indexOf(r.class), cell: (r) => el("span", { class: r.class.replace(" ", "-") }, r.class) },
       { title: "growth per minute", num: true, key: (r) => r.growth, cell: (r) => (r.growth ? signed(r.growth) : "") },
       { title: "in use", num: true, key: (r) => r.inuse, cell: (r) => bytes(r.inuse) },
       { title: "blocks", num: true, key: (r) => r.blocks, cell: (r) => count(r.blocks) },
@@ -125,7 +122,7 @@
       { title: "blocks in use", num: true, key: (r) => r.values[2], cell: (r) => count(r.values[2]) },
       { title: "bytes allocated", num: true, key: (r) => r.values[1], cell: (r) => bytes(r.values[1]) },
       { title: "blocks allocated", num: true, key: (r) => r.values[0], cell: (r) => count(r.values[0]) },
-      { title: "kind", key: (r) => r.kind, cell: (r) => r.kind },
+      { title: "kind", tight: true, key: (r) => r.kind, cell: (r) => r.kind },
       { title: "owner", key: (r) => r.owner, cell: (r) => code(r.owner) },
       { title: "called from", key: (r) => r.path, cell: (r) => el("span", { class: "dim" }, r.path) },
     ], searchable((D.stacks || []).map((r) => Object.assign(r, { path: r.frames.slice(1, 5).map(frameName).join(" ← ") })), (r) => `${r.owner} ${r.frames.map(frameText).join(" ")}`),
@@ -134,10 +131,10 @@
     const states = comparison || D.libraries.some((r) => r.state);
     table("libraries", [
       { title: "name", key: (r) => r.name, cell: (r) => code(r.name) },
-      ...(states ? [{ title: "state", key: (r) => r.state || "~", cell: (r) => el("span", { class: r.state ? "changed" : "" }, r.state || "") }] : []),
+      ...(states ? [{ title: "state", tight: true, key: (r) => r.state || "~", cell: (r) => el("span", { class: r.state ? "changed" : "" }, r.state || "") }] : []),
       { title: "build-id", key: (r) => r.build, cell: (r) => el("span", {}, code(r.build || "-"), r.oldBuild ? el("span", { class: "dim" }, ` (OLD ${r.oldBuild})`) : "") },
       { title: "version", key: (r) => r.version || "", cell: (r) => r.version || "" },
-      { title: "changed", key: (r) => r.changed || "", cell: (r) => r.changed || "" },
+      { title: "changed", tight: true, key: (r) => r.changed || "", cell: (r) => r.changed || "" },
       { title: "path", key: (r) => r.file, cell: (r) => r.file },
     ], searchable(D.libraries, (r) => `${r.name} ${r.file} ${r.build}`), null, "The profile has no inventory.");
   }
@@ -158,8 +155,7 @@
         el("text", { svg: 1, x: x(t), y: H - 6, "text-anchor": i === 4 ? "end" : "middle" }, `${+t.toFixed(1)} s`));
     }
     lines.forEach((s, i) => {
-      const points = s.course[0][0] > 0 ? s.course : s.course;
-      svg.append(el("path", { svg: 1, style: { stroke: `var(--s${i})` }, d: points.map((p, k) => (k ? "L" : "M") + x(p[0]).toFixed(1) + " " + y(p[1]).toFixed(1)).join("") }));
+      svg.append(el("path", { svg: 1, style: { stroke: `var(--s${i})` }, d: s.course.map((p, k) => (k ? "L" : "M") + x(p[0]).toFixed(1) + " " + y(p[1]).toFixed(1)).join("") }));
     });
     const keys = lines.map((s, i) => el("li", {}, el("span", { class: "key", style: { background: `var(--s${i})` } }), `${s.library} ${s.function}`));
     const all = el("button", { type: "button", on: { click: () => chart(D.verdicts) } }, "show the largest again");
@@ -182,16 +178,20 @@
     return h % 360;
   }
   function color(i) {
-    if (!comparison) return i === 0 ? "var(--line)" : `hsl(${hue(D.frames[T.frame[i]][1] || "?")} var(--sat) var(--light))`;
+    if (i === 0) return "var(--line)";
+    if (!comparison) return `hsl(${hue(D.frames[T.frame[i]][1] || "?")} var(--sat) var(--light))`;
     const change = T.values[i][figure] - T.old[i][figure], whole = Math.max(T.values[i][figure], T.old[i][figure]);
     const share = whole ? change / whole : 0;
     if (Math.abs(share) < 0.02) return "hsl(0 0% var(--light))";
     return `hsl(${share > 0 ? 4 : 212} ${Math.round(20 + 70 * Math.abs(share))}% var(--light))`;
   }
+  // Kinds may be the same bytes seen twice: the root has no figure, and shares are those of a kind.
+  const kindOf = (i) => { while (depth[i] > 1) i = T.parent[i]; return i; };
   function describe(i) {
+    if (i === 0) return "all kinds of memory; they are not added up";
     const base = `${frameText(T.frame[i])}: ${show(T.values[i][figure])}`;
     return comparison ? `${base}, OLD ${show(T.old[i][figure])}, difference ${showSigned(T.values[i][figure] - T.old[i][figure])}`
-      : `${base}, ${percent(T.values[i][figure], T.values[0][figure])} of all`;
+      : `${base}, ${percent(T.values[i][figure], T.values[kindOf(i)][figure])} of ${frameName(T.frame[kindOf(i)])}`;
   }
 
   function drawFlame() {
