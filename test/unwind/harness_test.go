@@ -18,6 +18,8 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
@@ -33,6 +35,7 @@ type walker struct {
 	objs   ProbeObjects
 	tables *unwind.Tables
 	events *ringbuf.Reader
+	legacy bool // the build with scratch per CPU, since the kernel has no task storage for us
 }
 
 type options struct {
@@ -48,7 +51,12 @@ func newWalker(t testing.TB, o options) *walker {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		t.Log(err)
 	}
-	spec, err := LoadProbe()
+	w := &walker{legacy: features.HaveProgramHelper(ebpf.Kprobe, asm.FnTaskStorageGet) != nil}
+	load := LoadProbe
+	if w.legacy {
+		load = LoadLegacy
+	}
+	spec, err := load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +70,6 @@ func newWalker(t testing.TB, o options) *walker {
 	if err := spec.Variables["unwind_max_frames"].Set(o.maxFrames); err != nil {
 		t.Fatal(err)
 	}
-	w := &walker{}
 	if err := spec.LoadAndAssign(&w.objs, nil); err != nil {
 		t.Fatalf("%+v", err)
 	}
@@ -369,6 +376,10 @@ func buildWith(t testing.TB, cc, source string, flags ...string) string {
 
 func compileWith(t testing.TB, cc, source, out string, flags ...string) string {
 	t.Helper()
+	// In a virtual machine there is no compiler: the program comes along, built with the same flags.
+	if dir := os.Getenv("UNWIND_PREBUILT"); dir != "" {
+		return filepath.Join(dir, strings.Join(append([]string{source}, flags...), ""))
+	}
 	args := append([]string{"-O2", "-o", out, filepath.Join("testdata", source)}, flags...)
 	if b, err := exec.Command(cc, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v\n%s", cc, strings.Join(args, " "), err, b)

@@ -107,7 +107,8 @@ func inProcess(t *testing.T, exe, way string, n int) {
 	}
 	t.Logf("%d stacks equal to _Unwind_Backtrace's; cut: %v", n, cut)
 	for end := range cut {
-		if end != unwind.Invalid && end != unwind.Leaf {
+		// a static program's stubs for indirect functions have no unwind information
+		if end != unwind.Invalid && end != unwind.Leaf && end != unwind.NoRow {
 			t.Errorf("a stack was cut: %s", end)
 		}
 	}

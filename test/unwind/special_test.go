@@ -368,3 +368,37 @@ func TestEqualStacksHaveEqualHashes(t *testing.T) {
 		t.Errorf("only %d different stacks", len(stacks))
 	}
 }
+
+// A probe's program may be preempted. With scratch of their own, threads do not write into each other's stacks: each of
+// these has one stack only. (Scratch per CPU, before 5.13, finds out and drops most of it.)
+func TestThreadsDoNotDisturbEachOthersStacks(t *testing.T) {
+	w := newWalker(t, options{})
+	exe := build(t, "threads.c", "-static", "-pthread")
+	p := start(t, exe)
+	s := w.publish(t, p.pid)
+	w.attach(t, w.objs.OnUprobe, p.pid, exe, "malloc")
+	const rounds, n = 5, 499 // a round fits into the ring buffer
+	stacks := map[uint32]uint64{}
+	disturbed := 0
+	for range rounds {
+		for i, e := range w.sample(t, n) {
+			end := unwind.End(e.End)
+			if end == unwind.Disturbed {
+				disturbed++
+				continue
+			}
+			if end != unwind.Complete {
+				t.Fatalf("event %d: %s", i, render(e, s))
+			}
+			first, ok := stacks[uint32(e.PidTgid)]
+			if ok && first != e.Hash {
+				t.Fatalf("event %d of thread %d has another stack: %s", i, uint32(e.PidTgid), render(e, s))
+			}
+			stacks[uint32(e.PidTgid)] = e.Hash
+		}
+	}
+	t.Logf("%d threads, %d stacks dropped as disturbed", len(stacks), disturbed)
+	if !w.legacy && disturbed > 0 {
+		t.Errorf("%d of %d stacks were disturbed", disturbed, rounds*n)
+	}
+}
