@@ -25,8 +25,9 @@ const (
 // downloads fetches debug files by build-id and keeps them where elfutils' programs find them too:
 // CACHE/BUILDID/debuginfo, empty and unreadable when the servers did not have it.
 type downloads struct {
-	s      *Symbolizer
-	client *http.Client
+	s       *Symbolizer
+	client  *http.Client
+	silence time.Duration // without a byte that ends a download
 
 	mu    sync.Mutex
 	asked map[string]*download
@@ -43,7 +44,7 @@ func newDownloads(s *Symbolizer) *downloads {
 		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext,
 		TLSHandshakeTimeout: connectTimeout, ResponseHeaderTimeout: silenceTimeout,
 	}
-	return &downloads{s: s, client: &http.Client{Transport: transport}, asked: map[string]*download{}}
+	return &downloads{s: s, client: &http.Client{Transport: transport}, silence: silenceTimeout, asked: map[string]*download{}}
 }
 
 // cacheDir is the elfutils client's, unless the caller named another one.
@@ -205,14 +206,14 @@ type watchedBody struct {
 }
 
 func (w *watchedBody) saveTo(f *os.File) error {
-	silence := time.AfterFunc(silenceTimeout, w.cancel)
+	silence := time.AfterFunc(w.d.silence, w.cancel)
 	defer silence.Stop()
 	var n int64
 	shown := time.Now()
 	for {
 		k, err := io.CopyN(f, w.body, 256<<10)
 		n += k
-		silence.Reset(silenceTimeout)
+		silence.Reset(w.d.silence)
 		if n > maxDownload {
 			return fmt.Errorf("more than %d bytes", int64(maxDownload))
 		}
