@@ -194,7 +194,8 @@ func (z *inflater) copyStored(out []byte, op, limit int) (int, error) {
 	return op + n, nil
 }
 
-// decodeBlock is the hot loop: state lives in locals, one refill feeds a whole match (48 bits) or two literals and more.
+// decodeBlock is the hot loop: state lives in locals, one refill (56 bits) feeds up to three literals of
+// the first level (33 bits) and a length (20 bits); before a distance (28 bits) it may take another.
 func (z *inflater) decodeBlock(out []byte, op, limit int) (int, error) {
 	bb, nb, pos := z.bb, z.nb, z.pos
 	litMask, distMask := uint64(1)<<z.litWidth-1, uint64(1)<<z.distWidth-1
@@ -213,18 +214,25 @@ loop:
 		pos += int((63 - nb) >> 3)
 		nb |= 56
 		e := lit[bb&litMask&(4<<litBits-1)]
-		if e>>5&7 == kindLit && e != 0 {
+		if e&(7<<5) == kindLit<<5 && e != 0 {
 			bb >>= e & 31
 			nb -= uint(e & 31)
 			out[op] = byte(e >> 16)
 			op++
 			e = lit[bb&litMask&(4<<litBits-1)]
-			if e>>5&7 == kindLit && e != 0 {
+			if e&(7<<5) == kindLit<<5 && e != 0 {
 				bb >>= e & 31
 				nb -= uint(e & 31)
 				out[op] = byte(e >> 16)
 				op++
-				continue
+				e = lit[bb&litMask&(4<<litBits-1)]
+				if e&(7<<5) == kindLit<<5 && e != 0 {
+					bb >>= e & 31
+					nb -= uint(e & 31)
+					out[op] = byte(e >> 16)
+					op++
+					continue
+				}
 			}
 		}
 		if e>>5&7 == kindSub {
@@ -249,7 +257,6 @@ loop:
 		bb >>= e >> 8 & 31
 		nb -= uint(e >> 8 & 31)
 		if nb < 32 {
-			// Two symbols and a length were taken; the distance may need 28 bits more.
 			bb |= binary.LittleEndian.Uint64(z.buf[pos:]) << (nb & 63)
 			pos += int((63 - nb) >> 3)
 			nb |= 56
@@ -271,8 +278,11 @@ loop:
 			err = errDeflate
 			break
 		}
-		if d >= length {
-			copy(out[op:op+length], out[op-d:op-d+length])
+		if d >= 8 { // by words, beyond the end: what follows overwrites that
+			from, to := out[op-d:], out[op:]
+			for i := 0; i < length; i += 8 {
+				binary.LittleEndian.PutUint64(to[i:], binary.LittleEndian.Uint64(from[i:]))
+			}
 		} else {
 			for i := op; i < op+length; i++ {
 				out[i] = out[i-d]

@@ -178,19 +178,63 @@ func zlibSection(name string, r io.ReaderAt, off, compressed, size uint64) (*Sec
 	}
 	s := paged(size, z.pageSize, z.load)
 	s.limit = max(1, zlibPages*zlibPage/int(z.pageSize))
+	s.close = func() error { z.wait(); return nil }
 	return s, nil
 }
 
-// zpages inflates pages, in order as far as possible.
+// zpages inflates pages, in order as far as possible, and one ahead of a reader that goes through them in order: parsing
+// and inflating then take place at the same time.
 type zpages struct {
 	inflater
 	size, pageSize uint64
 	starts         []checkpoint // of the pages up to the furthest one decoded, and of the page after it
 	at             uint64       // the page that the inflater stands at the start of
 	out            []byte
+	read           uint64      // the page read last, plus one
+	ahead          chan result // of the page after it, when it is being decoded
+}
+
+type result struct {
+	data []byte
+	err  error
 }
 
 func (z *zpages) load(page uint64, buf []byte) ([]byte, error) {
+	r, ok := z.wait()
+	if !ok || page != z.read {
+		r.data, r.err = z.decodePage(page)
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	if z.pageSize >= z.size {
+		return r.data, nil // the only page: nothing will overwrite it
+	}
+	buf = grow(buf, len(r.data))
+	copy(buf, r.data)
+	if page == z.read && page > 0 && (page+1)*z.pageSize < z.size {
+		z.ahead = make(chan result, 1)
+		go func() {
+			data, err := z.decodePage(page + 1)
+			z.ahead <- result{data, err}
+		}()
+	}
+	z.read = page + 1
+	return buf, nil
+}
+
+// wait ends the decoding ahead and returns what came of it; false when there was none.
+func (z *zpages) wait() (result, bool) {
+	if z.ahead == nil {
+		return result{}, false
+	}
+	r := <-z.ahead
+	z.ahead = nil
+	return r, true
+}
+
+// decodePage returns a page's bytes, which are valid until the next call.
+func (z *zpages) decodePage(page uint64) ([]byte, error) {
 	if len(z.starts) == 0 {
 		z.starts = append(z.starts, checkpoint{})
 		z.at = 0
@@ -199,10 +243,7 @@ func (z *zpages) load(page uint64, buf []byte) ([]byte, error) {
 		}
 		z.out = make([]byte, window+int(z.pageSize)+overrun)
 	}
-	from := page
-	if last := uint64(len(z.starts) - 1); from > last {
-		from = last
-	}
+	from := min(page, uint64(len(z.starts)-1))
 	if z.at != from {
 		if err := z.restore(&z.starts[from]); err != nil {
 			return nil, err
@@ -215,13 +256,8 @@ func (z *zpages) load(page uint64, buf []byte) ([]byte, error) {
 			z.at = ^uint64(0)
 			return nil, fmt.Errorf("inflate: %w", err)
 		}
-		if from == page && z.pageSize >= z.size {
-			return data, nil // the only page: nothing will overwrite it
-		}
 		if from == page {
-			buf = grow(buf, len(data))
-			copy(buf, data)
-			return buf, nil
+			return data, nil
 		}
 	}
 }
