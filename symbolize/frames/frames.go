@@ -70,7 +70,7 @@ type abbrevKey struct {
 const (
 	defaultMaxUnit = 64 << 20
 	maxOthers      = 16
-	maxAbbrevCache = 4 << 20
+	maxAbbrevCache = 64 << 10 // bytes of .debug_abbrev; 20 times that in memory
 )
 
 // spend accounts for n bytes about to be parsed.

@@ -13,7 +13,7 @@ var errDeflate = errors.New("damaged deflate data")
 const (
 	window   = 32 << 10 // how far back a match may reach
 	overrun  = 258 + 8  // the most that one match writes beyond the limit, and the slack of its copy loop
-	inputBuf = 128 << 10
+	inputBuf = 32 << 10
 	litBits  = 11 // width of the first-level tables; longer codes go through a second level
 	distBits = 8
 )

@@ -22,8 +22,8 @@ var ErrBounds = errors.New("outside the section")
 
 const (
 	wholeLimit  = 16 << 20 // sections up to this size are held whole
-	rawPage     = 64 << 10
-	rawPages    = 32
+	rawPage     = 16 << 10
+	rawPages    = 64
 	zlibPage    = 1 << 20
 	zlibPages   = 8
 	sizeLimit   = 4 << 30 // of an inflated section: DWARF's own 32-bit limit
