@@ -167,7 +167,7 @@ func (t *abbrevTable) get(code uint64) *abbrev {
 
 const (
 	abbrevChunk = 64 << 10 // the first guess at a table's size
-	maxAbbrev   = 16 << 20 // a larger table is nonsense
+	maxAbbrev   = 2 << 20  // a larger table is nonsense
 )
 
 func parseAbbrevs(s *section.Section, off uint64, enc encoding, buf []byte) (*abbrevTable, []byte, error) {

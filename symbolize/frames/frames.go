@@ -68,6 +68,8 @@ type abbrevKey struct {
 }
 
 const (
+	minWork        = 32 << 20
+	maxChain       = 256 // inlined calls at one address; compilers stay below 100
 	defaultMaxUnit = 64 << 20
 	maxOthers      = 16
 	maxAbbrevCache = 64 << 10 // bytes of .debug_abbrev; 20 times that in memory
@@ -76,7 +78,7 @@ const (
 // spend accounts for n bytes about to be parsed.
 func (d *Data) spend(n uint64) error {
 	if d.maxWork == 0 {
-		d.maxWork = 256 << 20
+		d.maxWork = minWork
 		for _, s := range []*section.Section{d.Info, d.Line, d.Abbrev, d.Ranges, d.Rnglists} {
 			d.maxWork += 8 * s.Size()
 		}
@@ -203,6 +205,9 @@ func (d *Data) readNames(found []*located) {
 		if err != nil {
 			d.warn(fmt.Errorf("read function name: %w", err))
 			continue
+		}
+		if d.spend(uint64(len(s))) != nil {
+			return
 		}
 		f.resolved = s
 	}

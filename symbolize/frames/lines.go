@@ -114,6 +114,9 @@ func (t *lineTable) readTablesV2(c *cursor) error {
 			break
 		}
 		t.dirs = append(t.dirs, value{kindString, uint64(at)})
+		if len(t.dirs) > maxFiles {
+			return errDamaged
+		}
 	}
 	for {
 		at := c.p
@@ -127,6 +130,9 @@ func (t *lineTable) readTablesV2(c *cursor) error {
 		t.files = append(t.files, fileEntry{value{kindString, uint64(at)}, c.uleb()})
 		c.uleb()
 		c.uleb()
+		if len(t.files) > maxFiles {
+			return errDamaged
+		}
 	}
 }
 
@@ -158,6 +164,7 @@ func (t *lineTable) readEntries(c *cursor) ([]fileEntry, error) {
 	var entries []fileEntry
 	for range n {
 		var e fileEntry
+		at := c.p
 		for _, f := range formats {
 			v := u.read(c, attrSpec{form: uint32(f.form)})
 			switch f.content {
@@ -167,7 +174,7 @@ func (t *lineTable) readEntries(c *cursor) ([]fileEntry, error) {
 				e.dir = v.u
 			}
 		}
-		if c.bad {
+		if c.bad || c.p == at {
 			return nil, errDamaged
 		}
 		entries = append(entries, e)
@@ -201,6 +208,9 @@ func (t *lineTable) path(index uint64) string {
 		} else {
 			p = path.Clean(p)
 		}
+	}
+	if t.u.d.spend(uint64(len(p))) != nil {
+		p = ""
 	}
 	t.paths[index] = p
 	return p
@@ -350,6 +360,10 @@ func (t *lineTable) extended(c *cursor, r *row, m *matcher) bool {
 		// The name's place in the header's buffer: the program is its tail.
 		at := len(t.header) - len(t.program) + c.p - int(n) + sub.p
 		sub.skipString()
+		if len(t.files) > maxFiles {
+			c.fail()
+			return false
+		}
 		t.files = append(t.files, fileEntry{value{kindString, uint64(at)}, sub.uleb()})
 	}
 	return false

@@ -168,7 +168,7 @@ func (u *unit) splitRangesBase() uint64 {
 	return 0
 }
 
-const rangeChunk = 512 // bytes of a range list read at once
+const rangeChunk = 128 // bytes of a range list read at once
 
 func (u *unit) rangesV4(off uint64, f func(low, high uint64)) error {
 	base, sec := u.low, u.rangeData.Ranges
@@ -228,13 +228,13 @@ func (u *unit) rangesV5(off uint64, f func(low, high uint64)) error {
 		if err != nil {
 			return err
 		}
-		if err := u.d.spend(n); err != nil {
-			return err
-		}
 		c := cursor{b: b}
 		for {
 			at := c.p
 			end, err := u.rangeEntry(&c, &base, f)
+			if err := u.d.spend(uint64(c.p - at)); err != nil {
+				return err
+			}
 			if c.bad && at == 0 {
 				return errDamaged // a single entry never fills a chunk
 			}

@@ -3,6 +3,7 @@ package frames
 import (
 	"debug/dwarf"
 	"fmt"
+	"slices"
 	"sort"
 )
 
@@ -21,6 +22,7 @@ type scanner struct {
 	all   []int32 // 0, 1, 2, ...
 	// jump allows passing over the children of entries that cannot matter, and was it done?
 	jump, jumped bool
+	taken        []bool // of covered, all false between calls
 	searching    []bool // in the second pass: the addresses without a function
 }
 
@@ -29,7 +31,7 @@ const maxDepth = 1 << 10 // of nested entries; compilers stay below 100
 // scan fills the functions of the addresses. The first pass jumps over types and functions that cover no address; a
 // function nested in one of those is the rare reason for a second pass without jumps.
 func (u *unit) scan(addrs []uint64, out []*located, lines *lineTable) error {
-	s := scanner{unit: u, addrs: addrs, out: out, lines: lines, jump: true, all: make([]int32, len(addrs))}
+	s := scanner{unit: u, addrs: addrs, out: out, lines: lines, jump: true, all: make([]int32, len(addrs)), taken: make([]bool, len(addrs))}
 	for i := range s.all {
 		s.all[i] = int32(i)
 	}
@@ -197,7 +199,9 @@ func (s *scanner) inlined(c *cursor, a *abbrev, at int, around scope) (scope, ui
 		called.callFile = s.lines.path(callFile)
 	}
 	for _, i := range inside {
-		s.out[i].functions = append(s.out[i].functions, called)
+		if len(s.out[i].functions) < maxChain {
+			s.out[i].functions = append(s.out[i].functions, called)
+		}
 	}
 	return scope{inside, true}, 0
 }
@@ -208,21 +212,33 @@ func (s *scanner) covered(where *span, among []int32) []int32 {
 		return nil
 	}
 	var in []int32
+	first := true
 	err := s.eachRange(where.low, where.low.kind != kindNone, where.high, where.ranges, func(low, high uint64) {
 		from := sort.Search(len(among), func(k int) bool { return s.addrs[among[k]] >= low })
 		to := from
 		for to < len(among) && s.addrs[among[to]] < high {
 			to++
 		}
-		switch {
-		case from == to:
-		case in == nil:
-			in = among[from:to:to]
-		default:
-			in = append(in, among[from:to]...)
-			sort.Slice(in, func(a, b int) bool { return in[a] < in[b] })
+		if from == to || len(in) == len(among) {
+			return
+		}
+		if first { // mostly there is one range, and nothing needs to be copied
+			in, first = among[from:to:to], false
+			return
+		}
+		for _, i := range in {
+			s.taken[i] = true
+		}
+		for _, i := range among[from:to] {
+			if !s.taken[i] {
+				in = append(in, i)
+			}
+		}
+		for _, i := range in {
+			s.taken[i] = false
 		}
 	})
+	slices.Sort(in)
 	if err != nil {
 		s.d.warn(fmt.Errorf("address ranges in the compile unit at %#x: %w", s.off, err))
 	}

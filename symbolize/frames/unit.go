@@ -538,6 +538,9 @@ func (u *unit) readFunction(off uint64, f *function) (uint64, *unit, error) {
 	if c.bad {
 		return 0, nil, errDamaged
 	}
+	if err := u.d.spend(uint64(c.p) - (off - u.off)); err != nil {
+		return 0, nil, err
+	}
 	switch to.kind {
 	case kindRef:
 		if to.u >= u.off && to.u < u.end {
