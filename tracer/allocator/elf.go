@@ -407,9 +407,22 @@ func (s *scanner) versions(kind elf.SectionType) []string {
 	return versions
 }
 
+// readAt reads the first size bytes. A header may claim more than the file has, so the memory is taken at once only if
+// the last byte is there.
 func readAt(r io.ReaderAt, size uint64) ([]byte, error) {
-	// Grows with what is there: a header may claim more than the file has.
-	return io.ReadAll(io.NewSectionReader(r, 0, int64(size)))
+	if size == 0 {
+		return nil, nil
+	}
+	var last [1]byte
+	if n, _ := r.ReadAt(last[:], int64(size-1)); n == 0 {
+		return io.ReadAll(io.NewSectionReader(r, 0, int64(size)))
+	}
+	data := make([]byte, size)
+	n, err := r.ReadAt(data, 0)
+	if n == len(data) {
+		err = nil
+	}
+	return data[:n], err
 }
 
 // executable returns the loaded, executable segment that holds an address.

@@ -116,7 +116,8 @@ func (s *scanner) family() Family {
 		return FamilyTcmalloc
 	case s.isMusl():
 		return FamilyMusl
-	case s.defines("malloc", "free", "__libc_malloc"):
+	// The names alone do not prove it: interposers, Chromium's among them, define __libc_malloc too.
+	case s.defines("malloc", "free", "__libc_malloc") && (s.file.Static || strings.HasPrefix(s.file.SONAME, "libc.so")):
 		return FamilyGlibc
 	case s.defines("malloc", "free"):
 		return FamilyOther

@@ -17,6 +17,7 @@ void *malloc(size_t n) {
 	return p;
 }
 void free(void *p) { (void)p; }
+void *__libc_malloc(size_t n) __attribute__((alias("malloc")));
 int main(void) { return malloc(7) == NULL; }
 #elif defined(PREFIXED)
 #define F(name) __attribute__((noinline, used)) void *name(size_t n) { static char a[64]; return a + n % 64; }
