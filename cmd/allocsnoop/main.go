@@ -84,6 +84,7 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	// One line a subcommand, each in a file of its own.
 	root.AddCommand(newDoctorCommand())
+	root.AddCommand(newOOMCommand())
 	root.AddCommand(newSymbolizeCommand())
 	root.AddCommand(newInspectCommand())
 	root.AddCommand(newLibsCommand())
