@@ -26,9 +26,9 @@ echo "demo: $line"
 
 bin/scenario load -dir "$place" -d 15s -c 8 >"$dir/load" 2>&1 &
 load=$!
-echo "demo: ./allocsnoop --pid $worker --duration 10s -o demo.pb.gz"
+echo "demo: ./allocsnoop --pid $worker --duration 10s --mode exact --content -o demo.pb.gz"
 echo
-./allocsnoop --pid "$worker" --duration 10s -o demo.pb.gz
+./allocsnoop --pid "$worker" --duration 10s --mode exact --content -o demo.pb.gz
 echo
 wait "$load" && load=''
 echo "demo: the load was $(cat "$dir/load")"
