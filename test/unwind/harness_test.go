@@ -233,7 +233,7 @@ func (w *walker) oracle(t *testing.T, n int, every uint32, space *unwind.Space) 
 	w.set(t, w.objs.Stop, 1)
 	w.set(t, w.objs.Every, every)
 	defer w.set(t, w.objs.Stop, 0)
-	cut := 0
+	cut, crossed := 0, 0
 	for i := range n {
 		w.set(t, w.objs.Armed, 1)
 		e := w.next(t, patience)
@@ -247,10 +247,15 @@ func (w *walker) oracle(t *testing.T, n int, every uint32, space *unwind.Space) 
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		got := plain(e)
+		got, marked := untilMark(e)
 		if unwind.End(e.End) != unwind.Complete {
 			cut++
 			t.Log(render(e, space))
+		}
+		if marked {
+			crossed++
+		}
+		if marked || unwind.End(e.End) != unwind.Complete {
 			// what there is of it must be right all the same
 			want = want[:min(len(want), len(got))]
 		}
@@ -259,7 +264,7 @@ func (w *walker) oracle(t *testing.T, n int, every uint32, space *unwind.Space) 
 			return
 		}
 	}
-	t.Logf("%d stacks equal to eu-stack's, %d of them cut", n, cut)
+	t.Logf("%d stacks equal to eu-stack's, %d of them cut, %d through compiled Lua", n, cut, crossed)
 }
 
 func waitStopped(t testing.TB, pid, tid int) {
