@@ -23,6 +23,7 @@ func TestClassifyIsNotFooledBy(t *testing.T) {
 		{"a method without a protocol", "GET lost, said the fox to the dog", "text"},
 		{"two bytes of zlib in text", "x\x9c is how it starts", "text"},
 		{"a sentence that selects", "Select one of the following options", "text"},
+		{"a pointer made of letters", " OnMxU\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00" + `{"a":1234}`, "JSON {a}"},
 		{"the same key twice", `{"a":1,"a":2}`, "JSON {a}"},
 		{"keys in another order", `{"payload":"","uid":1,"token":""}`, "JSON {payload, uid, token}"},
 		{"keys that are secrets", `{"ada@example.test":1,"b":2}`, "JSON {xxx@xxxxxxx.xxxx, b}"},

@@ -24,13 +24,15 @@ func (c *Classifier) find(b []byte) finding {
 			return f
 		}
 	}
-	if f, ok := magic(b); ok {
+	// The bytes of a pointer may all be letters: 0x55784d6e4f20 reads " OnMxU".
+	pointer := len(b) >= 8 && c.isPointer(binary.LittleEndian.Uint64(b))
+	if f, ok := magic(b); ok && !pointer {
 		return f
 	}
 	if allZero(b) {
 		return finding{kind: Zeros, length: len(b)}
 	}
-	if n := textRun(b); isTextBlock(b, n) {
+	if n := textRun(b); !pointer && isTextBlock(b, n) {
 		f := c.text(b[:n])
 		f.length = n
 		return f
