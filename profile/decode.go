@@ -15,7 +15,7 @@ import (
 )
 
 // maxProfileBytes bounds a profile in memory, so that a hostile gzip file does not eat the machine.
-const maxProfileBytes = 2 << 30
+const maxProfileBytes = 1 << 30
 
 // Read reads a pprof file, gzipped or not.
 func Read(r io.Reader) (*Snapshot, error) {
@@ -69,11 +69,18 @@ func Decode(p *pprof.Profile) (*Snapshot, error) {
 	d := &decoder{p: p, columns: columns, locations: make(map[*pprof.Location]*Location, len(p.Location))}
 	if len(records) == 1 {
 		d.rec = records[0]
-		d.intact = d.rec.Samples == len(p.Sample) && len(d.rec.Stacks) == len(p.Sample) && d.rec.Sum == sampleSum(p)
+		d.intact = d.rec.Samples == len(p.Sample) && d.rec.Sum == sampleSum(p)
 	}
 	d.begin(records)
-	for i, sample := range p.Sample {
-		d.stack(i, sample)
+	d.s.Stacks = make([]*Stack, 0, len(p.Sample))
+	if d.intact {
+		d.packed = unpacker{data: d.rec.Stacks, labels: d.rec.Labels}
+	}
+	for _, sample := range p.Sample {
+		d.stack(sample)
+	}
+	if d.packed.err != nil {
+		return nil, fmt.Errorf("decode the profile's record: %w", d.packed.err)
 	}
 	return d.s, nil
 }
@@ -124,6 +131,7 @@ type decoder struct {
 	s         *Snapshot
 	rec       *record // nil when there is none, or several
 	intact    bool    // rec's positions and ids belong to this file's tables
+	packed    unpacker
 	columns   [4]int
 	mappings  map[*pprof.Mapping]*Mapping
 	locations map[*pprof.Location]*Location
@@ -205,7 +213,7 @@ func (d *decoder) foreignProcess() *Process {
 	return p
 }
 
-func (d *decoder) stack(i int, sample *pprof.Sample) {
+func (d *decoder) stack(sample *pprof.Sample) {
 	value := func(column int) int64 {
 		if d.columns[column] < 0 {
 			return 0
@@ -218,6 +226,7 @@ func (d *decoder) stack(i int, sample *pprof.Sample) {
 		stack.AllocObjects, stack.AllocBytes = inUseObjects, inUseBytes
 	}
 	stack.FreeObjects, stack.FreeBytes = stack.AllocObjects-inUseObjects, stack.AllocBytes-inUseBytes
+	stack.Frames = make([]*Location, 0, len(sample.Location))
 	for _, l := range sample.Location {
 		stack.Frames = append(stack.Frames, d.location(l))
 	}
@@ -226,21 +235,11 @@ func (d *decoder) stack(i int, sample *pprof.Sample) {
 	}
 	d.s.Stacks = append(d.s.Stacks, stack)
 	if d.intact {
-		d.rec.Stacks[i].fill(stack)
+		d.packed.fill(stack)
 		return
 	}
 	stack.Complete = !endsCut(stack.Frames)
 	stack.PID = d.processOf(sample)
-}
-
-func (r *stackRecord) fill(stack *Stack) {
-	stack.PID, stack.Label, stack.Complete = r.PID, r.Label, !r.Cut
-	stack.InUseObjectsVar, stack.InUseBytesVar = r.Variance[0], r.Variance[1]
-	stack.History = unpackHistory(r.History)
-	stack.Content = r.Content
-	if a := r.Ages; len(a) == 4 {
-		stack.Ages = &Ages{time.Duration(a[0]), time.Duration(a[1]), time.Duration(a[2]), a[3]}
-	}
 }
 
 func endsCut(frames []*Location) bool {

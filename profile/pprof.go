@@ -40,18 +40,9 @@ type record struct {
 	Samples int               `json:"samples"`
 	Sum     string            `json:"sum"`
 	Marks   map[uint64]string `json:"marks"` // by location id
-	Stacks  []stackRecord     `json:"stacks"`
-}
-
-// stackRecord is the rest of a sample, by its position. The names are short because there may be 100,000 of them.
-type stackRecord struct {
-	PID      int        `json:"p"`
-	Label    string     `json:"l,omitempty"`
-	Cut      bool       `json:"cut,omitempty"`
-	Variance [2]float64 `json:"v,omitzero"` // in-use objects, in-use bytes
-	Ages     []int64    `json:"a,omitempty"`
-	Content  []Content  `json:"c,omitempty"`
-	History  []int64    `json:"h,omitempty"` // nanoseconds and the four figures of each point, as differences to the one before
+	Labels  []string          `json:"labels"`
+	// Stacks packs a stackRecord a sample: as JSON they would be most of the time that a large profile takes to open.
+	Stacks []byte `json:"stacks"`
 }
 
 // Write writes the snapshot as a gzipped pprof file.
@@ -100,7 +91,7 @@ func newEncoder(s *Snapshot) *encoder {
 			Period:            int64(max(s.SampleBytes, 1)),
 			DurationNanos:     s.Duration().Nanoseconds(),
 		},
-		record:    record{documentHead: headOf(s), Marks: map[uint64]string{}, Stacks: []stackRecord{}},
+		record:    record{documentHead: headOf(s), Marks: map[uint64]string{}, Labels: []string{}},
 		labels:    processLabels(s.Processes),
 		mappings:  map[*Mapping]*pprof.Mapping{},
 		locations: map[*Location]*pprof.Location{},
@@ -169,16 +160,7 @@ func (e *encoder) add(stack *Stack) {
 	}
 	e.p.Sample = append(e.p.Sample, sample)
 
-	rest := stackRecord{
-		Content: stack.Content,
-		PID:     stack.PID, Label: stack.Label, Cut: !stack.Complete,
-		Variance: [2]float64{finite(stack.InUseObjectsVar), finite(stack.InUseBytesVar)},
-		History:  packHistory(stack.History),
-	}
-	if a := stack.Ages; a != nil {
-		rest.Ages = []int64{int64(a.Min), int64(a.Median), int64(a.Max), a.Old}
-	}
-	e.record.Stacks = append(e.record.Stacks, rest)
+	e.record.pack(stack)
 }
 
 func (e *encoder) location(l *Location) *pprof.Location {
@@ -289,34 +271,6 @@ func prefixed(prefix, text string) string {
 		return ""
 	}
 	return prefix + text
-}
-
-func packHistory(points []Point) []int64 {
-	out := make([]int64, 0, 5*len(points))
-	var last Point
-	for _, p := range points {
-		out = append(out, int64(p.At-last.At), p.AllocObjects-last.AllocObjects, p.AllocBytes-last.AllocBytes,
-			p.FreeObjects-last.FreeObjects, p.FreeBytes-last.FreeBytes)
-		last = p
-	}
-	return out
-}
-
-func unpackHistory(packed []int64) []Point {
-	if len(packed) < 5 {
-		return nil
-	}
-	points := make([]Point, 0, len(packed)/5)
-	var p Point
-	for ; len(packed) >= 5; packed = packed[5:] {
-		p.At += time.Duration(packed[0])
-		p.AllocObjects += packed[1]
-		p.AllocBytes += packed[2]
-		p.FreeObjects += packed[3]
-		p.FreeBytes += packed[4]
-		points = append(points, p)
-	}
-	return points
 }
 
 // sampleSum is a checksum of the values and the frames of all samples.

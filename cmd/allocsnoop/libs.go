@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	pprof "github.com/google/pprof/profile"
 	"github.com/spf13/cobra"
 
 	"github.com/allocsnoop/allocsnoop/profile"
@@ -109,16 +110,26 @@ func librariesOf(arg string) ([]profile.Library, error) {
 
 // readProfile reads a pprof file, with an error that says what the file is when it is none.
 func readProfile(name string) (*profile.Snapshot, error) {
+	_, s, err := readBoth(name)
+	return s, err
+}
+
+// readBoth also returns the file as pprof's own tools see it.
+func readBoth(name string) (*pprof.Profile, *profile.Snapshot, error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("open profile: %w", err)
+		return nil, nil, fmt.Errorf("open profile: %w", err)
 	}
 	defer f.Close()
-	s, err := profile.Read(f)
+	p, err := profile.Parse(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w%s", name, err, notAProfile(f))
+		return nil, nil, fmt.Errorf("%s: %w%s", name, err, notAProfile(f))
 	}
-	return s, nil
+	s, err := profile.Decode(p)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return p, s, nil
 }
 
 func notAProfile(f *os.File) string {

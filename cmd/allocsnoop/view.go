@@ -73,15 +73,15 @@ flame graph tools ("outer;inner 4096", bytes in use).`,
 // viewInput reads one or two profiles. Of two, pprof's views show the difference.
 func viewInput(names []string, per profile.Per) (view.Input, *pprof.Profile, error) {
 	in := view.Input{Per: per}
-	var err error
 	newest := names[len(names)-1]
 	in.Name = filepath.Base(newest)
-	if in.New, err = readProfile(newest); err != nil {
+	p, s, err := readBoth(newest)
+	if err != nil {
 		return in, nil, err
 	}
+	in.New = s
 	if len(names) == 1 {
-		p, err := profile.Encode(in.New)
-		return in, p, err
+		return in, p, nil
 	}
 	in.OldName = filepath.Base(names[0])
 	if in.OldName == in.Name {
@@ -90,7 +90,7 @@ func viewInput(names []string, per profile.Per) (view.Input, *pprof.Profile, err
 	if in.Old, err = readProfile(names[0]); err != nil {
 		return in, nil, err
 	}
-	p, err := profile.EncodeDiff(in.Old, in.New, profile.Compare(in.Old, in.New, per).Scale)
+	p, err = profile.EncodeDiff(in.Old, in.New, profile.Compare(in.Old, in.New, per).Scale)
 	return in, p, err
 }
 
