@@ -166,6 +166,9 @@ func (g *Grouper) addStrings(gr *group, f *finding, b []byte) {
 	}
 	eachString(f, b, func(s []byte) {
 		s = bytes.TrimSpace(s[:min(len(s), maxString)])
+		if len(s) < 3 {
+			return
+		}
 		if !g.opt.NoRedact {
 			g.scratch = append(g.scratch[:0], redactText(s)...)
 			s = g.scratch

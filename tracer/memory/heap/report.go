@@ -88,10 +88,14 @@ func Inspect(ctx context.Context, img memory.Image, opt InspectOptions) (*Report
 	return r, nil
 }
 
+// ContentOptions lets a Grouper of the caller's see which words are pointers and name C++ classes, as Inspect does. They are
+// for one goroutine.
+func (s *Space) ContentOptions(noRedact bool) content.Options {
+	return content.Options{NoRedact: noRedact, Pointer: s.NewPointers().Is, Class: s.NewClasses().Name}
+}
+
 func newGrouper(space *Space, noRedact bool) *content.Grouper {
-	return content.NewGrouper(content.Options{
-		NoRedact: noRedact, Pointer: space.NewPointers().Is, Class: space.NewClasses().Name,
-	})
+	return content.NewGrouper(space.ContentOptions(noRedact))
 }
 
 // group classifies all blocks in use.
