@@ -1,7 +1,7 @@
 // Package ehframe turns the .eh_frame of an ELF file into rows of unwind rules. It is the only place that knows the
 // library behind it (elfunwindinfo of the OpenTelemetry profiler), whose API changes and which has panicked on damaged
-// files: every call goes through recover. The trap: where the library meets an expression for the CFA that it does not
-// know, it says "root of the stack"; checkStops takes those back, since a cut stack must not pass for a whole one.
+// files: every call goes through recover. The trap: the library guesses where it does not understand; check.go finds
+// these places, since a stack may be cut but never wrong.
 package ehframe
 
 import (
@@ -111,7 +111,7 @@ func Extract(r io.ReaderAt, machine elf.Machine) (t *Table, err error) {
 	if intervals.NumDeltas > maxRows {
 		return t, fmt.Errorf("%w: %d rows", ErrBroken, intervals.NumDeltas)
 	}
-	return t, t.flatten(intervals, code{f})
+	return t, t.flatten(intervals, code{f, misunderstood(f)})
 }
 
 // extract calls the library, whose panics become errors. A fault in memory is one too: the library may map sections.
@@ -130,7 +130,10 @@ func extract(r io.ReaderAt) (i *sdtypes.IntervalData, err error) {
 }
 
 // code reads a file's bytes by virtual address.
-type code struct{ f *elf.File }
+type code struct {
+	f     *elf.File
+	wrong []span // functions that the library misunderstands
+}
 
 func (c code) read(vaddr uint64, p []byte) bool {
 	for _, s := range c.f.Progs {
@@ -189,6 +192,7 @@ func (t *Table) flatten(intervals *sdtypes.IntervalData, c code) error {
 }
 
 func (t *Table) addBlock(b *sdtypes.BasicBlock, c code, add func(uint64, Rule) error) error {
+	wrong := within(c.wrong, b.Start)
 	for j, d := range b.Deltas {
 		start := b.Start + uint64(d.Offset)
 		end := b.End
@@ -200,6 +204,8 @@ func (t *Table) addBlock(b *sdtypes.BasicBlock, c code, add func(uint64, Rule) e
 		switch {
 		case r.Flags&FlagCommand != 0 && r.Param == cmdPLT:
 			r = pltRule(b.Start, c)
+		case wrong:
+			r = Invalid
 		case r.Flags&FlagCommand != 0 && r.Param == cmdSignal && start > 0:
 			start-- // looked up by return address - 1, though no call stands before the trampoline
 		}

@@ -46,7 +46,7 @@ func TestFlatteningFillsGapsAndDropsRepeats(t *testing.T) {
 	in.Add(sdtypes.BasicBlock{Start: 0x190, End: 0x1a0, Deltas: sdtypes.StackDeltaArray{{Offset: 0, Info: sp(16)}}}) // 16: a gap
 	in.Add(sdtypes.BasicBlock{Start: 0x1a0, End: 0x1b0, Deltas: sdtypes.StackDeltaArray{{Offset: 0, Info: sdtypes.UnwindInfoSignal}}})
 	table := &Table{}
-	if err := table.flatten(in, code{&elf.File{}}); err != nil {
+	if err := table.flatten(in, code{f: &elf.File{}}); err != nil {
 		t.Fatal(err)
 	}
 	type row struct {
@@ -69,7 +69,7 @@ func TestCodeAboveFourGigabytesIsRefused(t *testing.T) {
 	in := &sdtypes.IntervalData{}
 	in.Add(sdtypes.BasicBlock{Start: 1 << 32, End: 1<<32 + 16, Deltas: sdtypes.StackDeltaArray{{Info: sdtypes.UnwindInfoStop}}})
 	table := &Table{}
-	if err := table.flatten(in, code{&elf.File{}}); !errors.Is(err, ErrTooHigh) || len(table.Rows) != 0 {
+	if err := table.flatten(in, code{f: &elf.File{}}); !errors.Is(err, ErrTooHigh) || len(table.Rows) != 0 {
 		t.Errorf("%v, %d rows", err, len(table.Rows))
 	}
 }
@@ -170,4 +170,39 @@ func FuzzBuildIDNote(f *testing.F) {
 	f.Add([]byte("\x04\x00\x00\x00\x04\x00\x00\x00\x03\x00\x00\x00GNU\x00abcd"))
 	f.Add([]byte("\xff\xff\xff\xff\xff\xff\xff\xff\x03\x00\x00\x00GNU\x00abcd"))
 	f.Fuzz(func(t *testing.T, b []byte) { buildIDNote(b) })
+}
+
+// An unknown expression for the CFA leaves no rule, rather than the one before; a root stays a root.
+func TestFunctionsThatTheLibraryMisunderstandsGetNoRule(t *testing.T) {
+	so := compile(t, `
+__asm__(".text\n.globl odd\n.type odd,@function\nodd:\n.cfi_startproc\n.cfi_escape 0x0f,0x04,0x77,0x08,0x12,0x22\n"
+	"nop\nnop\nret\n.cfi_endproc\n.size odd,.-odd\n"
+	".globl root\n.type root,@function\nroot:\n.cfi_startproc\n.cfi_undefined rip\nnop\nhlt\n.cfi_endproc\n.size root,.-root\n");
+`+library, "-shared", "-fPIC")
+	table, err := Extract(bytes.NewReader(so), elf.EM_X86_64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := elf.NewFile(bytes.NewReader(so))
+	if err != nil {
+		t.Fatal(err)
+	}
+	symbols, err := f.DynamicSymbols()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Rule{"odd": Invalid, "root": {Flags: FlagCommand, Param: cmdStop}}
+	for _, s := range symbols {
+		rule, ok := want[s.Name]
+		if !ok {
+			continue
+		}
+		delete(want, s.Name)
+		if got, _ := table.Lookup(uint32(s.Value)); got != rule {
+			t.Errorf("%s: %+v, want %+v", s.Name, got, rule)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("not found: %v", want)
+	}
 }
