@@ -703,8 +703,6 @@ static __always_inline int unwind_one(struct unwind *u)
 	__u64 pc;
 	int n;
 
-	if (!u->pc)
-		return unwind_finish(u, END_ZERO);
 	if (u->entry) {
 		u->entry = 0;
 		unwind_push(u, u->pc | FRAME_EXACT);
@@ -715,6 +713,12 @@ static __always_inline int unwind_one(struct unwind *u)
 	s = bpf_map_lookup_elem(&unwind_slots, &slot);
 	if (!s)
 		return unwind_finish(u, END_DISTURBED);
+	if (!u->pc) {
+		/* LuaJIT's way out of compiled code has a deeper frame than its table says */
+		if (u->ra && !unwind_cross_lua(u, s))
+			return 0;
+		return unwind_finish(u, END_ZERO);
+	}
 	pc = u->pc - (u->ra ? 1 : 0);
 	m = unwind_find(u, s, pc);
 	if (!m)
