@@ -17,7 +17,7 @@ func newDiffCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "diff OLD NEW [--per allocations|seconds|COUNT|OLD,NEW] [-o FILE]",
-		Short: "Compare two profiles: changed libraries, then functions that hold more or less",
+		Short: "Compare two profiles: libraries that changed build, then functions that grew",
 		Long: `Compare two profiles by the functions that hold memory, matched by name, so that two builds of one
 library compare. Libraries in another build come first. A difference that chance, sampling or the
 other load explains is not listed.

@@ -34,6 +34,11 @@ func TestScripts(t *testing.T) {
 				}
 			}
 			env.Setenv("HOME", env.WorkDir)
+			cache, err := exec.Command("go", "env", "GOCACHE").Output()
+			if err != nil {
+				return err
+			}
+			env.Setenv("GOCACHE", strings.TrimSpace(string(cache))) // HOME's would be empty
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
