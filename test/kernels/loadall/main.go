@@ -15,6 +15,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/allocsnoop/allocsnoop/tracer/kernel"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -44,8 +46,23 @@ func loadObject(path string) []error {
 	if err != nil {
 		return []error{err}
 	}
+	// As the tracer does: the helper is called where the kernel has it (5.15).
+	if v := spec.Variables["have_cookie"]; v != nil {
+		cookie := uint32(0)
+		if kernel.HaveCookie() == nil {
+			cookie = 1
+		}
+		if err := v.Set(cookie); err != nil {
+			return []error{err}
+		}
+	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
+		// The tracer does without these where the kernel has none.
+		if spec.Programs[name].AttachType == kernel.AttachTraceUprobeSession && errors.Is(kernel.HaveUprobeSession(), ebpf.ErrNotSupported) {
+			fmt.Printf("skip %s: %s: no uprobe sessions here\n", filepath.Base(path), name)
+			continue
+		}
 		if err := loadProgram(spec, name); err != nil {
 			errs = append(errs, fmt.Errorf("program %s: %w", name, err))
 			continue
