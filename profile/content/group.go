@@ -56,6 +56,8 @@ type Grouper struct {
 	c       Classifier
 	max     int
 	groups  map[groupKey]*group
+	last    *group
+	lastID  groupKey
 	scratch []byte
 }
 
@@ -114,7 +116,11 @@ func (g *Grouper) group(key, size uint64, f *finding) *group {
 	if f.kind.sizeTells() {
 		id.size = sizeClass(size)
 	}
+	if g.last != nil && id == g.lastID { // neighbours are often alike
+		return g.last
+	}
 	if gr, ok := g.groups[id]; ok {
+		g.last, g.lastID = gr, id
 		return gr
 	}
 	shape := Shape{Kind: f.kind, Detail: f.detail(), Header: f.header}

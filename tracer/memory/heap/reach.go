@@ -62,6 +62,9 @@ type marker struct {
 	high    uint64
 	w       window
 	noRoots []span
+
+	lastSegment *segment
+	lastMarks   *marks
 }
 
 // Leaks finds the blocks that nothing points to.
@@ -279,7 +282,10 @@ func (m *marker) mark(word uint64) {
 	if !ok {
 		return
 	}
-	k := m.marks[s]
+	if s != m.lastSegment { // most pointers lead into the segment of the one before
+		m.lastSegment, m.lastMarks = s, m.marks[s]
+	}
+	k := m.lastMarks
 	if k.reached.has(i) {
 		return
 	}
