@@ -13,6 +13,12 @@ const maxDemangled = 14 // power of two: a hostile name of 1 KB can stand for gi
 
 // demangled returns the name as the source has it, or the name itself.
 func demangled(name string) string {
+	if strings.HasPrefix(name, "_D") {
+		if d, ok := demangleD(name); ok {
+			return d
+		}
+		return name
+	}
 	if !strings.HasPrefix(name, "_Z") && !strings.HasPrefix(name, "_R") && !strings.HasPrefix(name, "__Z") {
 		return name
 	}
