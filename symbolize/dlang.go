@@ -321,6 +321,9 @@ func (d *dName) typInner() string {
 	if strings.IndexByte("FUVWRY", c) >= 0 && c != 0 {
 		return d.function("function")
 	}
+	if c == 0 {
+		return d.fail()
+	}
 	d.p++
 	switch c {
 	case 'A':
@@ -380,6 +383,9 @@ var dAttributes = map[byte]string{
 
 // parameters parses a function's calling convention, attributes and parameters; the return type follows.
 func (d *dName) parameters() (params, attributes string, ok bool) {
+	if d.p >= len(d.s) {
+		return "", "", false
+	}
 	d.p++ // the convention
 	for d.peek() == 'N' && d.p+1 < len(d.s) {
 		a := dAttributes[d.s[d.p+1]]
