@@ -48,6 +48,7 @@ demo: setup build ## trace a leaking nginx worker for 10 s and say how to open t
 
 bench: setup build ## all benchmarks; writes docs/benchmarks.md (takes long)
 	$(GO) run ./test/bench/cmd/bench
+	$(GO) run ./test/bench/symbols
 
 test-kernels: setup ## the BPF programs and the tracer on other kernels, in virtual machines (KERNELS="5.10 6.1")
 	$(GO) test ./test/kernels/ -count=1 -v -timeout 60m -kernels="$(KERNELS)"
