@@ -155,9 +155,18 @@ func (c cie) fde(body []byte, where uint64) (span, bool) {
 
 // operands of a call frame instruction, in order: u is a variable-length number, digits are bytes, b is a block, p an
 // address in the encoding of the CIE (four bytes here).
-var operands = map[byte]string{0x00: "", 0x01: "p", 0x02: "1", 0x03: "2", 0x04: "4", 0x05: "uu", 0x06: "u", 0x07: "u",
-	0x08: "u", 0x09: "uu", 0x0a: "", 0x0b: "", 0x0c: "uu", 0x0d: "u", 0x0e: "u", 0x0f: "b", 0x10: "ub", 0x11: "uu", 0x12: "uu",
-	0x13: "u", 0x14: "uu", 0x15: "uu", 0x16: "ub", 0x2d: "", 0x2e: "u", 0x2f: "uu"}
+// An array, since scan reads some ten instructions of each function of a large library.
+var operands = func() (o [64]string) {
+	for i := range o {
+		o[i] = "?"
+	}
+	for op, args := range map[byte]string{0x00: "", 0x01: "p", 0x02: "1", 0x03: "2", 0x04: "4", 0x05: "uu", 0x06: "u", 0x07: "u",
+		0x08: "u", 0x09: "uu", 0x0a: "", 0x0b: "", 0x0c: "uu", 0x0d: "u", 0x0e: "u", 0x0f: "b", 0x10: "ub", 0x11: "uu", 0x12: "uu",
+		0x13: "u", 0x14: "uu", 0x15: "uu", 0x16: "ub", 0x2d: "", 0x2e: "u", 0x2f: "uu"} {
+		o[op] = args
+	}
+	return o
+}()
 
 func scan(r *bytesReader) (c codes) {
 	const defCFAExpression, register, expression, valOffset, valOffsetSf, valExpression = 0x0f, 0x09, 0x10, 0x14, 0x15, 0x16
@@ -171,13 +180,10 @@ func scan(r *bytesReader) (c codes) {
 			r.uleb()
 			continue
 		}
-		args, ok := operands[op]
-		if !ok {
-			c.unknown = true
-			return c
-		}
+		args := operands[op]
 		var first uint64
-		for i, a := range args {
+		for i := range len(args) {
+			a := args[i]
 			switch a {
 			case 'u':
 				n := r.uleb()
@@ -194,6 +200,9 @@ func scan(r *bytesReader) (c codes) {
 				}
 			case 'p', '4':
 				r.take(4)
+			case '?':
+				c.unknown = true
+				return c
 			default:
 				r.take(uint64(a - '0'))
 			}

@@ -149,9 +149,20 @@ func (c code) read(vaddr uint64, p []byte) bool {
 // flatten writes blocks out as rows, with a row of no rule where code that has none lies between two of them.
 func (t *Table) flatten(intervals *sdtypes.IntervalData, c code) error {
 	numbers := map[Rule]uint16{}
+	// a direct-mapped cache before the map: nearly all rules are one of a few
+	var recent [256]struct {
+		rule Rule
+		n    uint16
+		ok   bool
+	}
 	number := func(r Rule) (uint16, error) {
+		c := &recent[uint8(r.Param>>3)^r.Base<<6^uint8(r.AuxParam)<<2]
+		if c.ok && c.rule == r {
+			return c.n, nil
+		}
 		n, ok := numbers[r]
 		if ok {
+			c.rule, c.n, c.ok = r, n, true
 			return n, nil
 		}
 		if len(t.Rules) >= math.MaxUint16 {
