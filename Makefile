@@ -24,7 +24,7 @@ build: ## ./allocsnoop, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/allocsnoop
 
 generate: ## compile bpf/*.c with clang 14 and write the Go files beside them
-	$(GO) generate ./bpf/...
+	$(GO) generate ./bpf/... ./test/unwind/
 
 check-generated: ## fail when a fresh `make generate` differs from the committed files
 	@./test/check-generated.sh

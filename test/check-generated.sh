@@ -15,9 +15,9 @@ fi
 
 before=$(mktemp -d)
 trap 'rm -rf "$before"' EXIT
-generated() { find bpf -name '*_bpfe[lb].go' -o -name '*_bpfe[lb].o'; }
+generated() { find bpf test/unwind -name '*_bpfe[lb].go' -o -name '*_bpfe[lb].o'; }
 generated | xargs -r cp --parents -t "$before"
-go generate ./bpf/...
+go generate ./bpf/... ./test/unwind/
 
 status=0
 for file in $( (generated; cd "$before" && generated) | sort -u); do
