@@ -27,11 +27,11 @@ type targetFlags struct {
 func (f *targetFlags) add(cmd *cobra.Command) {
 	s := cmd.Flags()
 	s.IntSliceVarP(&f.pids, "pid", "p", nil, "`PID` to trace; may be given more than once")
-	s.StringArrayVar(&f.names, "name", nil, "trace every process whose command or program name matches the regular\nexpression `RE`, now and later")
-	s.StringArrayVar(&f.exes, "exe", nil, "trace every process that runs the program `PATH` (as the process sees it)")
-	s.StringArrayVar(&f.cgroups, "cgroup", nil, "trace every process in the control group `PATH` and in those below it")
-	s.StringArrayVar(&f.containers, "container", nil, "trace every process in the container `ID|NAME`, or in the pod with that uid")
-	s.StringArrayVar(&f.libs, "lib", nil, "trace every process that has mapped the library `NAME[@BUILDID]`")
+	s.StringArrayVar(&f.names, "name", nil, "trace every process whose command or program name matches\nthe regular expression `RE`, now and later")
+	s.StringArrayVar(&f.exes, "exe", nil, "trace every process that runs the program `PATH`, as it sees it")
+	s.StringArrayVar(&f.cgroups, "cgroup", nil, "trace every process in the control group `PATH` and below it")
+	s.StringArrayVar(&f.containers, "container", nil, "trace every process in the container `ID|NAME`, or of the pod")
+	s.StringArrayVar(&f.libs, "lib", nil, "trace every process that maps the library `NAME[@BUILDID]`")
 	s.StringVar(&f.user, "user", "", "run the COMMAND behind -- as `USER[:GROUP]`")
 	s.BoolVar(&f.noChildren, "no-children", false, "do not trace what the targets fork")
 }
