@@ -1,4 +1,6 @@
+// clang-format off
 //go:build ignore
+// clang-format on
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * allocsnoop's kernel side: see an allocator call or a mapping, unwind its
@@ -476,7 +478,7 @@ static __always_inline void alloc_returned(struct proc *p, struct call *c, __u64
 static __always_inline void realloc_returned(struct proc *p, struct call *c, __u64 result)
 {
 	__u32 kind = c->func.kind;
-	bool freed = !c->new.size && c->func.flags & FUNC_ZERO_FREES;
+	bool freed = !c->new.size && c->func.flags &FUNC_ZERO_FREES;
 
 	if (c->out)
 		result = out_result(c, result);
@@ -597,8 +599,8 @@ static __always_inline const struct func *probed_func(struct pt_regs *ctx)
 		id = bpf_get_attach_cookie(ctx);
 	} else {
 		struct probe_at at = {
-			.ip = PT_REGS_IP(ctx),
-			.tgid = bpf_get_current_pid_tgid() >> 32,
+		    .ip = PT_REGS_IP(ctx),
+		    .tgid = bpf_get_current_pid_tgid() >> 32,
 		};
 		__u32 *v = bpf_map_lookup_elem(&func_at, &at);
 
@@ -726,7 +728,7 @@ static __always_inline int syscall_entered(struct syscall_enter *ctx, __s32 type
 }
 
 #define MAP_ANONYMOUS 0x20
-#define PROT_EXEC 0x4
+#define PROT_EXEC     0x4
 
 static __always_inline bool adds_memory(struct thread *t, __s32 type)
 {
@@ -789,11 +791,11 @@ static __always_inline int syscall_returned(struct syscall_exit *ctx, __s32 type
 }
 
 /* The kernel refuses a program that reads more arguments than the system call has, so that each has its own. */
-#define ENTER_SYSCALL(name, type, nargs)                                               \
-	SEC("tracepoint/syscalls/sys_enter_" #name)                                    \
-	int enter_##name(struct syscall_enter *ctx)                                    \
-	{                                                                              \
-		return syscall_entered(ctx, type, nargs);                              \
+#define ENTER_SYSCALL(name, type, nargs)                                                                               \
+	SEC("tracepoint/syscalls/sys_enter_" #name)                                                                    \
+	int enter_##name(struct syscall_enter *ctx)                                                                    \
+	{                                                                                                              \
+		return syscall_entered(ctx, type, nargs);                                                              \
 	}
 
 ENTER_SYSCALL(mmap, EVENT_MMAP, 6)

@@ -71,8 +71,8 @@ static __always_inline void count(__u32 which)
 static __always_inline struct live_key live_key(__u64 proc, __u32 kind, __u64 addr)
 {
 	struct live_key k = {
-		.addr = (__u64)kind << KIND_SHIFT | (addr & ((1ULL << KIND_SHIFT) - 1)),
-		.proc = proc,
+	    .addr = (__u64)kind << KIND_SHIFT | (addr & ((1ULL << KIND_SHIFT) - 1)),
+	    .proc = proc,
 	};
 	return k;
 }
@@ -93,7 +93,7 @@ static __always_inline __u64 weighted_bytes(__u64 size, __u32 prob)
 
 static __always_inline struct row *row_get(__u64 proc, __u32 kind, __u64 stack)
 {
-	struct row_key k = { .proc = proc, .stack = stack, .kind = kind };
+	struct row_key k = {.proc = proc, .stack = stack, .kind = kind};
 	struct row *r = bpf_map_lookup_elem(&rows_of_stacks, &k);
 	struct row zero = {};
 
@@ -118,7 +118,7 @@ static __always_inline void book_alloc(__u64 proc, __u32 kind, struct block *b)
 
 static __always_inline void book_free(__u64 proc, __u32 kind, struct block *b)
 {
-	struct row_key k = { .proc = proc, .stack = b->stack, .kind = kind };
+	struct row_key k = {.proc = proc, .stack = b->stack, .kind = kind};
 	struct row *r = bpf_map_lookup_elem(&rows_of_stacks, &k);
 
 	if (!r)
@@ -219,7 +219,7 @@ __attribute__((noinline)) int pool_step(struct pool_walk *w)
 static __always_inline void pool_end(__u64 proc, __u32 kind, __u64 pool)
 {
 	struct live_key head = live_key(proc, kind, pool);
-	struct pool_walk w = { .proc = proc, .kind = kind, .pool = pool };
+	struct pool_walk w = {.proc = proc, .kind = kind, .pool = pool};
 	__u64 *first = bpf_map_lookup_elem(&pools, &head);
 
 	if (!first)

@@ -25,9 +25,9 @@ enum call_flag {
 /* A call of a probed function that has not returned. */
 struct call {
 	struct func func;
-	__u64 sp; /* at entry, where the return address is */
+	__u64 sp;   /* at entry, where the return address is */
 	__u64 addr; /* realloc's block */
-	__u64 out; /* where the variable is that gets the block's address */
+	__u64 out;  /* where the variable is that gets the block's address */
 	__u64 pool;
 	__u32 flags;
 	__u32 pad;
@@ -127,8 +127,7 @@ static __always_inline struct thread *thread_get(void)
 
 static __always_inline struct thread *thread_make(void)
 {
-	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), NULL,
-				    BPF_LOCAL_STORAGE_GET_F_CREATE);
+	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 
 static __always_inline void thread_end(void)

@@ -148,7 +148,7 @@ enum event_type {
 };
 
 enum event_flag {
-	EVENT_INTERNAL = 1 << 0, /* within an allocator call */
+	EVENT_INTERNAL = 1 << 0,  /* within an allocator call */
 	EVENT_SHARES_MM = 1 << 1, /* vfork: the child runs in its parent's memory */
 	EVENT_BY_LEADER = 1 << 2, /* forked by the main thread, whose uprobes the child inherits */
 };

@@ -40,7 +40,7 @@ enum unwind_limits {
 	UNWIND_MAX_RULES = 16384,
 	UNWIND_MAX_BINS = 65536,
 	UNWIND_CACHE = 65536,
-	UNWIND_WINDOW = 128,	/* words of the stack read at once */
+	UNWIND_WINDOW = 128, /* words of the stack read at once */
 	UNWIND_MAX_RETPROBES = 64,
 };
 
@@ -55,7 +55,7 @@ enum unwind_end {
 	END_INVALID,	/* the table has no usable rule for the address */
 	END_READ,	/* the stack could not be read: paged out or damaged */
 	END_LEAF,	/* a rule that holds in leaf functions only, met in a caller */
-	END_TRAMPOLINE,	/* a uretprobe's trampoline whose return address is not known */
+	END_TRAMPOLINE, /* a uretprobe's trampoline whose return address is not known */
 	END_ZERO,	/* return address 0: a root by convention, as makecontext and clone leave it */
 	END_BACKWARDS,	/* the caller's frame would lie below its callee's */
 	END_JIT,	/* machine code in anonymous memory that could not be crossed */
@@ -66,12 +66,12 @@ enum unwind_end {
 
 /* The two top bits of a frame, which no user address has. */
 enum unwind_frame {
-	FRAME_EXACT_BIT = 63,	/* the pc itself; without it the frame is a return address */
-	FRAME_MARK_BIT = 62,	/* no pc: the low bits are one of unwind_mark */
+	FRAME_EXACT_BIT = 63, /* the pc itself; without it the frame is a return address */
+	FRAME_MARK_BIT = 62,  /* no pc: the low bits are one of unwind_mark */
 };
 
 enum unwind_mark {
-	MARK_LUAJIT = 1,	/* code compiled by LuaJIT lay between these frames */
+	MARK_LUAJIT = 1, /* code compiled by LuaJIT lay between these frames */
 };
 
 /* Only so that the types reach BTF and, through bpf2go, the Go side. */
@@ -79,16 +79,35 @@ const enum unwind_frame *unwind_frame_type __attribute__((unused));
 const enum unwind_mark *unwind_mark_type __attribute__((unused));
 
 #define FRAME_EXACT (1ULL << FRAME_EXACT_BIT)
-#define FRAME_MARK (1ULL << FRAME_MARK_BIT)
+#define FRAME_MARK  (1ULL << FRAME_MARK_BIT)
 
 enum unwind_mapping_flags {
-	MAPPING_ANON = 1,	/* executable memory without a file: just-in-time code */
+	MAPPING_ANON = 1, /* executable memory without a file: just-in-time code */
 };
 
 /* Register numbers, flags and commands of a rule, as the table extractor has them. */
-enum unwind_reg { REG_NONE, REG_CFA, REG_PC, REG_SP, REG_FP, REG_LR, REG_AX, REG_DI, REG_R8, REG_R9, REG_R11, REG_R13,
-		  REG_R15 };
-enum unwind_rule_flags { RULE_COMMAND = 1, RULE_FRAME = 2, RULE_LEAF_ONLY = 4, RULE_DEREF_CFA = 8, RULE_REGISTER_RA = 16 };
+enum unwind_reg {
+	REG_NONE,
+	REG_CFA,
+	REG_PC,
+	REG_SP,
+	REG_FP,
+	REG_LR,
+	REG_AX,
+	REG_DI,
+	REG_R8,
+	REG_R9,
+	REG_R11,
+	REG_R13,
+	REG_R15
+};
+enum unwind_rule_flags {
+	RULE_COMMAND = 1,
+	RULE_FRAME = 2,
+	RULE_LEAF_ONLY = 4,
+	RULE_DEREF_CFA = 8,
+	RULE_REGISTER_RA = 16
+};
 enum unwind_command { CMD_INVALID, CMD_STOP, CMD_PLT, CMD_SIGNAL, CMD_FRAME_POINTER, CMD_GO_ASMCGOCALL };
 
 struct unwind_row {
@@ -106,18 +125,18 @@ struct unwind_rule {
 struct unwind_mapping {
 	__u64 start, end, bias;
 	__u32 row0, nrows;
-	__u32 bin;	/* number of the file, 1 and up, never reused; 0 has no cache entry */
+	__u32 bin; /* number of the file, 1 and up, never reused; 0 has no cache entry */
 	enum unwind_mapping_flags flags;
 };
 
 struct unwind_slot {
-	__u32 gen;	/* raised before the slot, or rows it points to, are used for something else */
+	__u32 gen; /* raised before the slot, or rows it points to, are used for something else */
 	__u32 n;
-	__u32 lua_cur;		/* LuaJIT: offset of the running lua_State in global_State; 0: not known, do not cross */
-	__u32 lua_cframe;	/* of the innermost C frame in lua_State */
-	__u32 lua_size;		/* size of the interpreter's C frame */
+	__u32 lua_cur;	  /* LuaJIT: offset of the running lua_State in global_State; 0: not known, do not cross */
+	__u32 lua_cframe; /* of the innermost C frame in lua_State */
+	__u32 lua_size;	  /* size of the interpreter's C frame */
 	__u32 pad;
-	struct unwind_mapping m[UNWIND_MAX_MAPPINGS];	/* by start, without overlap */
+	struct unwind_mapping m[UNWIND_MAX_MAPPINGS]; /* by start, without overlap */
 };
 
 struct unwind {
@@ -130,26 +149,27 @@ struct unwind {
 	__u64 hash;
 	__u64 missing_pc;
 	__u64 win_base;
-	__u64 owner;		/* pid_tgid of the walk */
+	__u64 owner; /* pid_tgid of the walk */
 	__u32 win_valid;
 	__u32 slot, gen;
-	__u32 mapping;		/* where the last frame was found; a guess for the next */
+	__u32 mapping; /* where the last frame was found; a guess for the next */
 	__u32 n;
 	enum unwind_end end;
-	__u32 ra;		/* pc is a return address */
-	__u32 entry;		/* the first pc is a function's first instruction */
-	__u32 jit_n;		/* frames before the unproven ones in JIT code; 0: none */
+	__u32 ra;    /* pc is a return address */
+	__u32 entry; /* the first pc is a function's first instruction */
+	__u32 jit_n; /* frames before the unproven ones in JIT code; 0: none */
 	__u32 events;
 	__u32 count_use;
 	__u64 win[UNWIND_WINDOW];
-	__u64 head[3];		/* the caller's, to send something in one piece with the frames */
+	__u64 head[3]; /* the caller's, to send something in one piece with the frames */
 	__u64 frames[UNWIND_MAX_FRAMES];
 };
 
 /* Frames walked at most; user space sets it, up to UNWIND_MAX_FRAMES. */
 volatile const __u32 unwind_max_frames = 128;
 
-/* rows: the unwind tables of all files, each sorted by vaddr; user space sizes it (--max-table-mb) and writes it mapped. */
+/* rows: the unwind tables of all files, each sorted by vaddr; user space sizes it (--max-table-mb) and writes it
+ * mapped. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -232,12 +252,12 @@ static __always_inline struct unwind *unwind_scratch(void)
 #endif
 
 /* An index that the compiler cannot prove redundant: it would drop a plain mask that the verifier needs. */
-#define UNWIND_CLAMP(i, size)                                                          \
-	({                                                                             \
-		__u64 __i = (i);                                                       \
-		_Static_assert(((size) & ((size) - 1)) == 0, "not a power of two");    \
-		asm volatile("%0 &= %1" : "+r"(__i) : "i"((size) - 1));                \
-		__i;                                                                   \
+#define UNWIND_CLAMP(i, size)                                                                                          \
+	({                                                                                                             \
+		__u64 __i = (i);                                                                                       \
+		_Static_assert(((size) & ((size)-1)) == 0, "not a power of two");                                      \
+		asm volatile("%0 &= %1" : "+r"(__i) : "i"((size)-1));                                                  \
+		__i;                                                                                                   \
 	})
 
 static __always_inline int unwind_finish(struct unwind *u, __u32 end)
@@ -499,7 +519,8 @@ static __always_inline __u64 unwind_get(struct unwind *u, __u8 id, __u64 cfa)
 	return 0;
 }
 
-/* sp is at the ucontext that the kernel pushed; its registers begin 40 bytes in: r8 to r15, rdi, rsi, rbp, ... rsp, rip. */
+/* sp is at the ucontext that the kernel pushed; its registers begin 40 bytes in: r8 to r15, rdi, rsi, rbp, ... rsp,
+ * rip. */
 static __always_inline int unwind_signal(struct unwind *u)
 {
 	__u64 regs = u->sp + 40;
