@@ -410,7 +410,8 @@ func (p *printer) opening(file string) {
 		return
 	}
 	p.blank()
-	p.plainLine("open it: go tool pprof -http=: " + shellQuote(file))
+	p.plainLine("open it: allocsnoop view " + shellQuote(file))
+	p.plainLine("     or: go tool pprof -http=: " + shellQuote(file))
 }
 
 // shellQuote makes a word that can be pasted into a shell.

@@ -1,0 +1,155 @@
+// Package verdict runs labelled programs under the real tracer and checks what allocsnoop says of each.
+package verdict
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/allocsnoop/allocsnoop/profile"
+	"github.com/allocsnoop/allocsnoop/test/live"
+)
+
+// labels are the programs of testdata/programs.c, and the class that each of their functions must get.
+var labels = []struct {
+	program string
+	want    map[string]profile.Class
+}{
+	{"leak", map[string]profile.Class{"leak_block": profile.Leaking}},
+	{"slow_leak", map[string]profile.Class{"busy_request": profile.Churn, "busy_context": profile.Leaking}},
+	{"lru", map[string]profile.Class{"lru_put": profile.SteadyCache}},
+	{"filling", map[string]profile.Class{"filling_put": profile.SteadyCache}},
+	{"warm_up", map[string]profile.Class{"warm_config": profile.SteadyCache, "warm_request": profile.Churn}},
+	{"saw_tooth", map[string]profile.Class{"batch_row": profile.Churn}},
+	{"pool", map[string]profile.Class{"pool_grow": profile.SteadyCache}},
+	{"fragmentation", map[string]profile.Class{"chunk_make": profile.SteadyCache}},
+	{"thread_growth", map[string]profile.Class{"thread_spawn": profile.Leaking}},
+	{"mmap_leak", map[string]profile.Class{"map_more": profile.Leaking}},
+	{"realloc_growth", map[string]profile.Class{"append_row": profile.Growing}},
+	{"freed_at_exit", map[string]profile.Class{"table_entry": profile.Churn}},
+}
+
+// All programs at once, traced by one allocsnoop. VERDICT_RUNS=10 is the measurement of docs/architecture.md.
+func TestLabelledProgramsGetTheirVerdict(t *testing.T) {
+	runs, _ := strconv.Atoi(os.Getenv("VERDICT_RUNS"))
+	program := live.CompileC(t, "testdata/programs.c")
+	for i := range max(runs, 1) {
+		t.Run(fmt.Sprintf("run %d", i+1), func(t *testing.T) { oneRun(t, program) })
+	}
+}
+
+func oneRun(t *testing.T, program string) {
+	var targets []*live.Process
+	args := []string{"--mode", "exact", "--duration", "20s", "--json"}
+	for _, l := range labels {
+		p := live.Start(t, program, l.program)
+		p.Expect(t, "ready")
+		targets = append(targets, p)
+		args = append(args, "--pid", strconv.Itoa(p.PID))
+	}
+	tracer := live.TraceArgs(t, args...)
+	for _, p := range targets {
+		p.Send(t, "go")
+	}
+	result := tracer.Wait(t)
+	if result.ExitCode != 0 {
+		t.Fatalf("exit code %d: %s", result.ExitCode, result.Stderr)
+	}
+	snapshot := decode(t, result.Path)
+	verdicts := profile.Judge(snapshot)
+	for _, l := range labels {
+		for function, want := range l.want {
+			checkVerdict(t, verdicts, l.program, function, want)
+		}
+	}
+	for _, v := range verdicts {
+		if v.Class == profile.Leaking && !leaks(v.Owner.Function) {
+			t.Errorf("%s is called a leak: %s", v.Owner, v.Evidence)
+		}
+	}
+}
+
+func decode(t *testing.T, path string) *profile.Snapshot {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s, err := profile.Read(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// checkVerdict wants the class for the function's largest verdict.
+func checkVerdict(t *testing.T, verdicts []profile.Verdict, program, function string, want profile.Class) {
+	t.Helper()
+	var got *profile.Verdict
+	for i := range verdicts {
+		v := &verdicts[i]
+		if v.Owner.Function == function && (got == nil || v.AllocBytes > got.AllocBytes) {
+			got = v
+		}
+	}
+	if got == nil {
+		t.Errorf("%s: no verdict on %s", program, function)
+		return
+	}
+	t.Logf("%-14s %-13s %-12s confidence %.2f, %s", program, function, got.Class, got.Confidence, got.Evidence)
+	if got.Class != want {
+		t.Errorf("%s: %s is %s, want %s (%s)", program, function, got.Class, want, got.Evidence)
+	}
+}
+
+func leaks(function string) bool {
+	for _, l := range labels {
+		if l.want[function] == profile.Leaking {
+			return true
+		}
+	}
+	return false
+}
+
+// The books close against the resident memory within 5 % of its change.
+func TestReconciliationCloses(t *testing.T) {
+	program := live.CompileC(t, "testdata/programs.c")
+	for _, name := range []string{"leak", "fragmentation", "mmap_leak", "thread_growth"} {
+		t.Run(name, func(t *testing.T) {
+			p := live.Start(t, program, name)
+			p.Expect(t, "ready")
+			tracer := live.Trace(t, p.PID, "--mode", "exact", "--duration", "8s")
+			p.Send(t, "go")
+			result := tracer.Wait(t)
+			r := profile.Reconcile(decode(t, result.Path))
+			if r == nil {
+				t.Fatalf("no resident memory in the profile: %s", result.Stderr)
+			}
+			t.Log(r)
+			// A page of noise is what a small change may be off by.
+			if limit := max(r.Change/20, 128<<10); r.Unexplained > limit || r.Unexplained < -limit {
+				t.Errorf("%d of %d bytes unexplained", r.Unexplained, r.Change)
+			}
+			if !strings.Contains(result.Stdout, "RSS ") {
+				t.Error("the summary has no RSS line")
+			}
+		})
+	}
+}
+
+// A program that ends while it is traced is judged by what it did until then.
+func TestTraceThatEndsWithItsTarget(t *testing.T) {
+	p := live.Start(t, live.CompileC(t, "testdata/programs.c"), "freed_at_exit")
+	p.Expect(t, "ready")
+	tracer := live.Trace(t, p.PID, "--mode", "exact")
+	p.Send(t, "go")
+	result := tracer.Wait(t)
+	if _, err := os.Stat(filepath.Clean(result.Path)); err != nil {
+		t.Fatal(err)
+	}
+	checkVerdict(t, profile.Judge(decode(t, result.Path)), "freed_at_exit", "table_entry", profile.Churn)
+}
