@@ -241,3 +241,15 @@ func TestWrongDebugFilesAreNotUsed(t *testing.T) {
 		})
 	}
 }
+
+func TestNoInlinesKeepsTheFunctionAndTheInnermostLine(t *testing.T) {
+	base := program(t)
+	offsets, addrs := randomCode(t, base, 211, 43)
+	full, plain := resolveFile(t, Options{}, base, offsets), resolveFile(t, Options{NoInlines: true}, base, offsets)
+	for i, got := range plain {
+		inner, outer := full[i][0], full[i][len(full[i])-1]
+		if len(got) != 1 || got[0].Function != outer.Function || got[0].File != inner.File || got[0].Line != inner.Line {
+			t.Errorf("%#x: got%s\nwith inlined calls%s", addrs[i], text(got), text(full[i]))
+		}
+	}
+}
