@@ -25,13 +25,12 @@ func TestScenarioStacksEqualTheOracles(t *testing.T) {
 	pid := service.Workers()[0]
 	w := newWalker(t, options{})
 	s := w.publish(t, pid)
-	w.attachLua(t, s)
-
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
 	wg.Go(func() { service.Run(ctx, scenario.Load{Duration: time.Minute, Concurrency: 4}) })
+	w.attachLua(t, s)
 	w.settle(t, &s)
 	w.attach(t, w.objs.OnUprobe, pid, libc(t, pid), "malloc")
 	w.oracle(t, 60, 11, s)

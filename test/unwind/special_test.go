@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 
@@ -245,6 +246,13 @@ func (w *walker) attachLua(t testing.TB, s *unwind.Space) {
 	}
 	if n == 0 {
 		t.Fatal("LuaJIT's layout was not found")
+	}
+	// a thread's VM is known from its next call into Lua on
+	var thread, vm uint64
+	for end := time.Now().Add(patience); !w.objs.UnwindLua.Iterate().Next(&thread, &vm); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no call into Lua seen")
+		}
 	}
 }
 
