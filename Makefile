@@ -46,7 +46,8 @@ test-short: ## the quick tests only, nothing is installed
 demo: setup build ## trace a leaking nginx worker for 10 s and say how to open the profile
 	@./test/demo.sh
 
-bench: setup build ## all benchmarks; writes docs/benchmarks.md (takes long)
+bench: build ## all benchmarks; writes docs/benchmarks.md (takes long)
+	@./test/setup.sh bench/packages.txt
 	$(GO) run ./test/bench/cmd/bench
 	$(GO) run ./test/bench/symbols
 

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs the packages of packages.txt that are missing. Quiet and quick when nothing is.
+# Installs the packages of packages.txt, and of other such files named as arguments, that are missing. Quiet and quick
+# when nothing is.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -38,7 +39,7 @@ command -v dpkg-query >/dev/null || {
 missing=()
 while read -r line; do
 	have_one "$line" || missing+=("$line")
-done < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' packages.txt | sort -u)
+done < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' packages.txt "$@" | sort -u)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 [ "$(id -u)" = 0 ] || {

@@ -140,7 +140,7 @@ func changedText(pid int) ([]string, error) {
 		if _, err := fmt.Sscanf(fields[0]+" "+fields[2], "%x-%x %x", &start, &limit, &offset); err != nil {
 			return nil, fmt.Errorf("parse %q: %w", line, err)
 		}
-		at, err := firstDifference(mem, pid, fields[0], start, limit, offset)
+		at, err := firstDifference(mem, pid, start, limit, offset)
 		if err != nil {
 			return nil, err
 		}
@@ -152,8 +152,9 @@ func changedText(pid int) ([]string, error) {
 }
 
 // firstDifference opens the file through map_files, which works for deleted and replaced ones.
-func firstDifference(mem io.ReaderAt, pid int, span string, start, limit, offset uint64) (int, error) {
-	file, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%s", pid, span))
+func firstDifference(mem io.ReaderAt, pid int, start, limit, offset uint64) (int, error) {
+	// maps pads its addresses with zeros, map_files does not.
+	file, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, start, limit))
 	if err != nil {
 		return -1, err
 	}

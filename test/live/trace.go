@@ -201,3 +201,8 @@ func containsRun(names, run []string) bool {
 	}
 	return false
 }
+
+// SampleHas reports whether a function is among the frames of a sample.
+func SampleHas(sample *profile.Sample, function string) bool {
+	return containsRun(Functions(sample), []string{function})
+}

@@ -1,0 +1,102 @@
+package bench
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/allocsnoop/allocsnoop/test/live"
+	"github.com/google/go-cmp/cmp"
+)
+
+// Every benchmark runs once with almost nothing to do, so that none is found broken on the day it is needed.
+func TestSmoke(t *testing.T) {
+	live.RequireBPF(t)
+	for _, b := range Benchmarks() {
+		t.Run(b.Name, func(t *testing.T) {
+			section, err := b.Run(t.Context(), Smoke(live.Allocsnoop(t)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, contender := range []string{"growth", "sample", "exact", "default"} {
+				if strings.Contains(section.Text, "| "+contender+" | allocsnoop") {
+					t.Errorf("%s could not be measured:\n%s", contender, section.Text)
+				}
+			}
+			t.Logf("%s\n%s", section.Title, section.Text)
+		})
+	}
+}
+
+func TestRatiosAreTakenRoundByRound(t *testing.T) {
+	got := ratios([]float64{10, 30, 80, 7}, []float64{5, 10, 0})
+	if diff := cmp.Diff([]float64{2, 3}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		values []float64
+		want   float64
+	}{
+		{"none", nil, 0},
+		{"one", []float64{7}, 7},
+		{"an odd number", []float64{11, 3, 7}, 7},
+		{"an even number", []float64{11, 3, 7, 5}, 6},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := median(tt.values); got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestTableDividesByEachBaseline(t *testing.T) {
+	all := []series{
+		{name: "alone", values: []float64{10, 20, 30}},
+		{name: "exact", baseline: "alone", values: []float64{30, 40, 150}},
+		{name: "slow tool", baseline: "alone", values: []float64{120, 160, 300}},
+		{name: "missing", baseline: "alone", note: "not | installed\nhere"},
+	}
+	want := `| | ns | ratio to its baseline | spread of the ratio | of slow tool |
+|---|---|---|---|---|
+| alone | 20 | | | 0.1 |
+| exact | 40 | 3 x alone | 2 to 5 | 0.25 |
+| slow tool | 160 | 10 x alone | 8 to 12 | 1 |
+| missing | not / installed here |
+`
+	if diff := cmp.Diff(want, compareTable(all, "ns", "slow tool")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestSectionReplacesItselfOnly(t *testing.T) {
+	first := replaceSection("# Benchmarks\n\nBy hand.\n", Section{Name: "a", Title: "A", Text: "one"}, "today")
+	both := replaceSection(first, Section{Name: "b", Title: "B", Text: "two"}, "today")
+	again := replaceSection(both, Section{Name: "a", Title: "A", Text: "three"}, "tomorrow")
+	want := `# Benchmarks
+
+By hand.
+
+<!-- bench a -->
+## A
+
+Measured tomorrow.
+
+three
+<!-- end of bench a -->
+
+<!-- bench b -->
+## B
+
+Measured today.
+
+two
+<!-- end of bench b -->
+`
+	if diff := cmp.Diff(want, again); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,420 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/allocsnoop/allocsnoop/test/scenario"
+)
+
+// Section is one part of docs/benchmarks.md.
+type Section struct {
+	Name  string // of its markers
+	Title string
+	Text  string // markdown
+}
+
+// Benchmark is one thing to measure.
+type Benchmark struct {
+	Name string
+	Run  func(ctx context.Context, o Options) (Section, error)
+}
+
+// Benchmarks lists all of them, in the order of the document.
+func Benchmarks() []Benchmark {
+	return []Benchmark{
+		{"pairs", runPairs},
+		{"service", runService},
+		{"axes", runAxes},
+		{"tracer", runTracer},
+	}
+}
+
+func withDir(f func(dir string) error) error {
+	dir, err := os.MkdirTemp("", "allocsnoop-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	return f(dir)
+}
+
+// rounds lets the contenders take turns. One that fails is noted and sits out from then on.
+func (o Options) rounds(contenders []contender, measure func(c contender) (float64, error)) []series {
+	all := make([]series, len(contenders))
+	for i, c := range contenders {
+		all[i] = series{name: c.name, baseline: c.baseline}
+		if !c.available() {
+			all[i].note = "not installed"
+		}
+	}
+	for round := range o.Rounds {
+		for i, c := range contenders {
+			if all[i].note != "" {
+				continue
+			}
+			value, err := measure(c)
+			if err != nil {
+				all[i].note, _, _ = strings.Cut(err.Error(), "\n")
+				o.sayf("  %s sits out: %v", c.name, err)
+				continue
+			}
+			all[i].values = append(all[i].values, value)
+			o.sayf("  round %d of %d: %s %.4g", round+1, o.Rounds, c.name, value)
+		}
+	}
+	return all
+}
+
+// measurePair is the CPU nanoseconds of a malloc+free pair under a contender.
+func (o Options) measurePair(ctx context.Context, pairs string, c contender, s shape, fill int) (float64, error) {
+	var value float64
+	err := withDir(func(dir string) error {
+		t, err := startTarget(c.command(dir, pairs, s.args()...))
+		if err != nil {
+			return err
+		}
+		defer t.stop()
+		detach := func() error { return nil }
+		if c.attach != nil {
+			if detach, err = c.attach(ctx, dir, t.pid); err != nil {
+				return err
+			}
+		}
+		if _, err = t.order("fill %d", fill); err == nil {
+			value, err = t.perPair(o, s.threads)
+		}
+		return errors.Join(err, detach())
+	})
+	return value, err
+}
+
+var fiveFrames = shape{depth: 2, stacks: 1, threads: 1} // malloc, pair, left, left, work, and what starts it
+
+func runPairs(ctx context.Context, o Options) (Section, error) {
+	section := Section{Name: "pairs", Title: "A malloc+free pair"}
+	err := withDir(func(dir string) error {
+		pairs, err := compilePairs(dir)
+		if err != nil {
+			return err
+		}
+		all := o.rounds(o.contenders(), func(c contender) (float64, error) {
+			return o.measurePair(ctx, pairs, c, fiveFrames, 0)
+		})
+		section.Text = "CPU time of the target for one `malloc(64)` and its `free`, in a stack of 7 frames.\n\n" +
+			compareTable(all, "ns a pair", bpftraceName)
+		return nil
+	})
+	return section, err
+}
+
+const bpftraceName = "bpftrace, memleak's job"
+
+// served is one measurement of the service.
+type served struct{ perSecond, p99, cpu float64 }
+
+// runService measures the whole: requests a second, the slowest hundredth, and the worker's CPU time a request. The
+// library's new build is used, so that memory does not grow from round to round.
+func runService(ctx context.Context, o Options) (Section, error) {
+	section := Section{Name: "service", Title: "nginx with LuaJIT and the encryption library"}
+	var perSecond, p99, cpu []series
+	contenders := o.contenders()
+	figures := map[string][]served{}
+	all := o.rounds(contenders, func(c contender) (float64, error) {
+		if c.wrap != nil {
+			return 0, errors.New("not measured on the service: it starts daemons of its own")
+		}
+		s, err := o.measureService(ctx, c)
+		figures[c.name] = append(figures[c.name], s)
+		return s.cpu, err
+	})
+	for _, one := range all {
+		a, b := one, one
+		a.values, b.values = nil, nil
+		for i := range one.values {
+			a.values = append(a.values, figures[one.name][i].perSecond)
+			b.values = append(b.values, figures[one.name][i].p99)
+		}
+		perSecond, p99, cpu = append(perSecond, a), append(p99, b), append(cpu, one)
+	}
+	section.Text = fmt.Sprintf("One worker at full load by 8 connections, %d requests a measurement; each makes a session record"+
+		" and frees it.\n\nRequests a second:\n\n%s\nThe slowest hundredth, milliseconds:\n\n%s\nThe worker's CPU time a"+
+		" request, microseconds:\n\n%s", o.Requests, compareTable(perSecond, "requests/s", ""), compareTable(p99, "p99 ms", ""),
+		compareTable(cpu, "us a request", ""))
+	return section, nil
+}
+
+func (o Options) measureService(ctx context.Context, c contender) (served, error) {
+	var result served
+	err := withDir(func(dir string) error {
+		if err := os.Chmod(dir, 0o777); err != nil { // profilers within the worker write there
+			return err
+		}
+		options := scenario.Options{Build: scenario.New, Workers: 1}
+		for _, v := range c.env {
+			options.Env = append(options.Env, strings.ReplaceAll(v, "DIR", dir))
+		}
+		s, err := scenario.Start(ctx, options)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		load := scenario.Load{Requests: max(o.Requests/4, 1), Concurrency: 8}
+		pid := s.Workers()[0]
+		if _, err := s.Run(ctx, load); err != nil { // warm: LuaJIT compiles, pools grow
+			return crash(s, pid, err)
+		}
+		detach := func() error { return nil }
+		if c.attach != nil {
+			if detach, err = c.attach(ctx, dir, pid); err != nil {
+				return err
+			}
+		}
+		before, err := cpuTime(pid)
+		if err != nil {
+			return err
+		}
+		load.Requests = o.Requests
+		report, err := s.Run(ctx, load)
+		if err != nil {
+			return errors.Join(crash(s, pid, err), detach())
+		}
+		after, err := cpuTime(pid)
+		result = served{
+			perSecond: report.PerSecond(),
+			p99:       report.P99.Seconds() * 1e3,
+			cpu:       float64((after - before).Microseconds()) / float64(report.Requests),
+		}
+		return errors.Join(err, detach())
+	})
+	return result, err
+}
+
+// crash says so when a request failed because the worker died.
+func crash(s *scenario.Service, pid int, err error) error {
+	if slices.Contains(s.Workers(), pid) {
+		return err
+	}
+	return fmt.Errorf("nginx's worker crashed under it (%w)", err)
+}
+
+// cpuTime is what the threads of a process have used, to the nanosecond.
+func cpuTime(pid int) (time.Duration, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(files) == 0 {
+		return 0, fmt.Errorf("read the CPU time of process %d: it has gone", pid)
+	}
+	var sum time.Duration
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // the thread ended
+		}
+		if err != nil {
+			return 0, err
+		}
+		field, _, _ := strings.Cut(string(text), " ")
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read the CPU time of process %d: %w", pid, err)
+		}
+		sum += time.Duration(n)
+	}
+	return sum, nil
+}
+
+// runAxes shows what the price of exact mode depends on.
+func runAxes(ctx context.Context, o Options) (Section, error) {
+	section := Section{Name: "axes", Title: "What the price depends on"}
+	axes := []struct {
+		name   string
+		shapes []shape
+		fills  []int
+		labels []string
+	}{
+		{"threads", []shape{{2, 1, 1}, {2, 1, 2}, {2, 1, 8}}, nil, []string{"1", "2", "8"}},
+		{"frames of the stack", []shape{{0, 1, 1}, {15, 1, 1}, {55, 1, 1}}, nil, []string{"5", "20", "60"}},
+		{"distinct stacks", []shape{{17, 10, 1}, {17, 10_000, 1}, {17, 100_000, 1}}, nil, []string{"10", "10,000", "100,000"}},
+		{"live blocks", []shape{fiveFrames, fiveFrames}, []int{1000, 900_000}, []string{"1,000", "900,000"}},
+	}
+	var text strings.Builder
+	text.WriteString("CPU nanoseconds of a pair in exact mode. The ratio is to the same pair alone.\n")
+	err := withDir(func(dir string) error {
+		pairs, err := compilePairs(dir)
+		if err != nil {
+			return err
+		}
+		short := o
+		short.Rounds = max(o.Rounds/2, 1)
+		both := []contender{{name: alone}, o.exact()}
+		for _, axis := range axes {
+			fmt.Fprintf(&text, "\n| %s | alone, ns | exact, ns | ratio | spread |\n|---|---|---|---|---|\n", axis.name)
+			for i, s := range axis.shapes {
+				fill := 0
+				if axis.fills != nil {
+					fill = axis.fills[i]
+				}
+				o.sayf(" %s %s", axis.labels[i], axis.name)
+				all := short.rounds(both, func(c contender) (float64, error) {
+					return short.measurePair(ctx, pairs, c, s, fill)
+				})
+				writeAxisRow(&text, axis.labels[i], all)
+			}
+		}
+		fmt.Fprintf(&text, "\n| processes | alone, ns | exact, ns | ratio | spread |\n|---|---|---|---|---|\n")
+		for _, children := range []int{1, 50} {
+			o.sayf(" %d processes", children)
+			all := short.rounds(both, func(c contender) (float64, error) {
+				return short.measureChildren(ctx, pairs, c, children)
+			})
+			writeAxisRow(&text, strconv.Itoa(children), all)
+		}
+		return nil
+	})
+	section.Text = text.String()
+	return section, err
+}
+
+func (o Options) exact() contender {
+	for _, c := range o.contenders() {
+		if c.name == "exact" {
+			return c
+		}
+	}
+	panic("no contender is called exact")
+}
+
+// measureChildren is the CPU nanoseconds of a pair in children born under the trace.
+func (o Options) measureChildren(ctx context.Context, pairs string, c contender, children int) (float64, error) {
+	var value float64
+	err := withDir(func(dir string) error {
+		t, err := startTarget(c.command(dir, pairs, fiveFrames.args()...))
+		if err != nil {
+			return err
+		}
+		defer t.stop()
+		detach := func() error { return nil }
+		if c.attach != nil {
+			if detach, err = c.attach(ctx, dir, t.pid); err != nil {
+				return err
+			}
+		}
+		// Enough that the births cost nothing beside them.
+		each := max(int64(o.Slice)/50, 1000)
+		took, err := t.order("fork %d %d", children, each)
+		value = float64(took) / float64(each) / float64(children)
+		return errors.Join(err, detach())
+	})
+	return value, err
+}
+
+// runTracer measures the tracer itself: how long it takes to come and go, and what it uses at 100,000 events a second.
+func runTracer(ctx context.Context, o Options) (Section, error) {
+	section := Section{Name: "tracer", Title: "allocsnoop's own cost"}
+	var attach, detach series
+	attach.name, detach.name = "command to live probes", "Ctrl-C to the end, profile written"
+	err := withDir(func(dir string) error {
+		s, err := scenario.Start(ctx, scenario.Options{Build: scenario.New, Workers: 1})
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		for range max(o.Rounds, 1) {
+			started := time.Now()
+			t, err := o.startAllocsnoop(ctx, dir, s.Workers()[0], "--mode", "exact")
+			if err != nil {
+				return err
+			}
+			attach.values = append(attach.values, time.Since(started).Seconds()*1e3)
+			if _, err := s.Run(ctx, scenario.Load{Requests: max(o.Requests/20, 1), Concurrency: 4}); err != nil {
+				return errors.Join(err, t.stop())
+			}
+			started = time.Now()
+			if err := t.stop(); err != nil {
+				return err
+			}
+			detach.values = append(detach.values, time.Since(started).Seconds()*1e3)
+			o.sayf("  attach %.0f ms, detach %.0f ms", attach.values[len(attach.values)-1], detach.values[len(detach.values)-1])
+		}
+		return nil
+	})
+	if err != nil {
+		return section, err
+	}
+	usage, err := o.measureUsage(ctx)
+	if err != nil {
+		return section, err
+	}
+	section.Text = fmt.Sprintf("On the nginx service, exact mode, milliseconds:\n\n| | median | spread |\n|---|---|---|\n"+
+		"| %s | %.0f | %s |\n| %s | %.0f | %s |\n\n"+
+		"At %d events a second for %d s: %.1f %% of one core, %.0f MiB resident at most (idle: %.1f %%, %.0f MiB).\n",
+		attach.name, median(attach.values), spread(attach.values, "%.0f"),
+		detach.name, median(detach.values), spread(detach.values, "%.0f"),
+		usage.events, usage.seconds, usage.busy.share*100, usage.busy.mib, usage.idle.share*100, usage.idle.mib)
+	return section, nil
+}
+
+type usage struct{ share, mib float64 }
+
+type usages struct {
+	events, seconds int
+	busy, idle      usage
+}
+
+func (o Options) measureUsage(ctx context.Context) (usages, error) {
+	result := usages{events: 100_000, seconds: 5}
+	if o.Slice < 10*time.Millisecond {
+		result.seconds = 1
+	}
+	err := withDir(func(dir string) error {
+		pairs, err := compilePairs(dir)
+		if err != nil {
+			return err
+		}
+		for _, m := range []struct {
+			rate int
+			into *usage
+		}{{0, &result.idle}, {result.events / 2, &result.busy}} {
+			if *m.into, err = o.measureUsageAt(ctx, dir, pairs, m.rate, result.seconds); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return result, err
+}
+
+func (o Options) measureUsageAt(ctx context.Context, dir, pairs string, rate, seconds int) (usage, error) {
+	target, err := startTarget(contender{}.command(filepath.Clean(dir), pairs, fiveFrames.args()...))
+	if err != nil {
+		return usage{}, err
+	}
+	defer target.stop()
+	t, err := o.startAllocsnoop(ctx, dir, target.pid, "--mode", "exact")
+	if err != nil {
+		return usage{}, err
+	}
+	before, err := cpuTime(t.cmd.Process.Pid)
+	if err != nil {
+		return usage{}, errors.Join(err, t.kill())
+	}
+	started := time.Now()
+	if _, err := target.order("pace %d %d", rate, seconds); err != nil {
+		return usage{}, errors.Join(err, t.kill())
+	}
+	after, err := cpuTime(t.cmd.Process.Pid)
+	elapsed := time.Since(started)
+	if err := errors.Join(err, t.stop()); err != nil {
+		return usage{}, err
+	}
+	rusage, _ := t.cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	return usage{share: (after - before).Seconds() / elapsed.Seconds(), mib: float64(rusage.Maxrss) / 1024}, nil
+}
