@@ -184,8 +184,11 @@ func (c *course) fillSeries() {
 		c.objects = append(c.objects, float64(objects))
 		c.bytes = append(c.bytes, float64(bytes))
 	}
-	add(0, 0, 0)
 	history := c.g.History
+	n := len(history) + 3
+	room := make([]float64, 2*n)
+	c.at, c.objects, c.bytes = make([]time.Duration, 0, n), room[:0:n], room[n:n:2*n]
+	add(0, 0, 0)
 	if len(history) > 1 {
 		if before := history[0].At - (history[1].At - history[0].At); before > 0 {
 			add(before, 0, 0)
