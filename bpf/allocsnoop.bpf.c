@@ -1,7 +1,8 @@
 // clang-format off
 //go:build ignore
+
 // clang-format on
-// SPDX-License-Identifier: GPL-2.0-only
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * allocsnoop's kernel side: see an allocator call or a mapping, unwind its
  * stack, count it in maps.

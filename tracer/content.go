@@ -10,6 +10,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/profile/content"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/memory/heap"
 )
 
 const (
@@ -28,7 +29,7 @@ type heldBlock struct {
 
 // AddContent reads the blocks in use of each stack of a snapshot out of the living processes, at their exact bounds, and
 // notes what they hold. To be called after Stop; blocks that the target has freed since read as whatever is there now.
-func (t *Tracer) AddContent(s *profile.Snapshot, options content.Options) error {
+func (t *Tracer) AddContent(s *profile.Snapshot, noRedact bool) error {
 	held := map[stackKey]map[profile.Kind][]heldBlock{}
 	err := eachEntry(t.programs.Live, func(k *bpf.LiveKey, v *bpf.Block) {
 		const kindShift = 57
@@ -67,16 +68,16 @@ func (t *Tracer) AddContent(s *profile.Snapshot, options content.Options) error 
 			}
 			images[m.pid] = image
 		}
-		st.Content = contentOf(images[m.pid], blocks, options)
+		st.Content = contentOf(images[m.pid], blocks, noRedact)
 	}
 	return errors.Join(errs...)
 }
 
-func contentOf(image *memory.Process, blocks []heldBlock, options content.Options) []profile.Content {
+func contentOf(image *memory.Process, blocks []heldBlock, noRedact bool) []profile.Content {
 	// In the order of addresses the target's memory is read once through.
 	slices.SortFunc(blocks, func(a, b heldBlock) int { return cmp.Compare(a.addr, b.addr) })
 	step := (len(blocks) + maxContentBlocks - 1) / maxContentBlocks
-	grouper := content.NewGrouper(options)
+	grouper := content.NewGrouper(heap.NewSpace(image).ContentOptions(noRedact))
 	buffer := make([]byte, maxContentRead)
 	for i := 0; i < len(blocks); i += step {
 		b := blocks[i]

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/profile"
-	"github.com/allocsnoop/allocsnoop/profile/content"
 	"github.com/allocsnoop/allocsnoop/symbolize"
 	"github.com/allocsnoop/allocsnoop/tracer"
 	"github.com/allocsnoop/allocsnoop/tracer/cgroup"
@@ -248,7 +247,7 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 		return err
 	}
 	if r.flags.content {
-		r.warnOf(r.tracer.AddContent(snapshot, content.Options{NoRedact: r.flags.noRedact}))
+		r.warnOf(r.tracer.AddContent(snapshot, r.flags.noRedact))
 	}
 	err = r.write(snapshot, out, interrupted)
 	if r.child == nil {
