@@ -232,3 +232,61 @@ func copyOf(t *testing.T, program, name string) string {
 	}
 	return path
 }
+
+func TestContentNamesTheShapeBehindAStackAndHidesTheRest(t *testing.T) {
+	live.RequireBPF(t)
+	p := live.Start(t, live.CompileC(t, "testdata/json.c"))
+	p.Expect(t, "ready")
+	tr := live.Trace(t, p.PID, "--content", "--mode", "exact")
+	p.Send(t, "go")
+	p.Expect(t, "done")
+	result := tr.Stop(t)
+	if want := "101 blocks, 20.8 KiB, JSON {user, secret, roles, note}"; !strings.Contains(result.Stdout, want) {
+		t.Errorf("the summary lacks %q\n%s", want, result.Stdout)
+	}
+	if strings.Contains(result.Stdout, "tango") {
+		t.Errorf("the summary shows content\n%s", result.Stdout)
+	}
+	for _, sample := range result.Profile.Sample {
+		if label := sample.Label["content"]; slices.Contains(live.Functions(sample), "keep_document") && (len(label) != 1 || !strings.HasPrefix(label[0], "JSON")) {
+			t.Errorf("the leaking sample's content label is %q", label)
+		}
+	}
+}
+
+func TestASeriesOfProfilesIsKeptToTheNewest(t *testing.T) {
+	live.RequireBPF(t)
+	p := live.Start(t, live.CompileC(t, "testdata/json.c"))
+	p.Expect(t, "ready")
+	tr := live.Trace(t, p.PID, "--interval", "300ms", "--keep", "2", "--duration", "3s", "--mode", "exact")
+	p.Send(t, "go")
+	p.Expect(t, "done")
+	result := tr.Wait(t)
+	if result.ExitCode != 0 {
+		t.Fatalf("exit code %d\n%s", result.ExitCode, result.Stderr)
+	}
+	series, err := filepath.Glob(strings.TrimSuffix(result.Path, ".pb.gz") + ".0*.pb.gz")
+	if err != nil || len(series) != 2 {
+		t.Fatalf("%d profiles of the series are there, want the newest 2: %v %v", len(series), series, err)
+	}
+	if got := live.Sum(live.ReadProfile(t, series[1]), "malloc", "malloc", "keep_document"); got.InUseObjects != 101 || got.InUseBytes != 101*211 {
+		t.Errorf("the last of the series has %+v, want 101 blocks of 211 bytes", got)
+	}
+}
+
+func TestOnlyBlocksOfTheGivenAgeCountAsInUse(t *testing.T) {
+	live.RequireBPF(t)
+	p := live.Start(t, live.CompileC(t, "testdata/json.c"))
+	p.Expect(t, "ready")
+	tr := live.Trace(t, p.PID, "--older-than", "2s", "--mode", "exact")
+	p.Send(t, "go")
+	p.Expect(t, "done")
+	time.Sleep(2500 * time.Millisecond) // the first blocks come of age
+	p.Send(t, "go")
+	p.Expect(t, "done")
+	result := tr.Stop(t)
+	got := live.Sum(result.Profile, "malloc", "malloc", "keep_document")
+	if want := (live.Book{AllocObjects: 154, AllocBytes: 154 * 211, InUseObjects: 101, InUseBytes: 101 * 211}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
