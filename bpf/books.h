@@ -166,7 +166,13 @@ static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct 
 }
 
 /* Blocks of one pool that its end is followed through; what lies beyond is counted. */
-#define MAX_POOL 8192
+#ifdef NO_TASK_STORAGE
+#define MAX_POOL  32 /* the step is inlined: global functions take no pointers before 5.12 */
+#define POOL_STEP static __always_inline
+#else
+#define MAX_POOL  8192
+#define POOL_STEP __attribute__((noinline))
+#endif
 
 struct pool_walk {
 	__u64 proc;
@@ -189,9 +195,9 @@ static __always_inline void pool_link(__u64 proc, __u32 kind, __u64 pool, __u64 
 
 /*
  * pool_step frees the block that the walk is at and goes to the next. Global,
- * so that the verifier checks it once.
+ * so that the verifier checks it once, where that can be.
  */
-__attribute__((noinline)) int pool_step(struct pool_walk *w)
+POOL_STEP int pool_step(struct pool_walk *w)
 {
 	struct live_key k;
 	struct block *v;

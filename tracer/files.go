@@ -8,7 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/allocsnoop/allocsnoop/symbolize"
 	"github.com/allocsnoop/allocsnoop/tracer/allocator"
+	"github.com/allocsnoop/allocsnoop/tracer/inventory"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"golang.org/x/sys/unix"
 )
@@ -28,10 +30,12 @@ type rangeFile struct {
 }
 
 type object struct {
-	id   allocator.FileID
-	file *os.File
-	size int64
-	time time.Time
+	id      allocator.FileID
+	file    *os.File
+	size    int64
+	time    time.Time
+	buildID string
+	version func() string // reads the whole file, once
 }
 
 func newFiles() *files {
@@ -62,6 +66,8 @@ func (f *files) open(pid int, r *memory.Range) (*object, error) {
 		f.ranges[rangeFile{r.Dev, r.Inode}] = known
 		return known, file.Close()
 	}
+	o.buildID, _ = symbolize.BuildID(file) // none is an answer too
+	o.version = sync.OnceValue(func() string { return inventory.Version(file, r.Path) })
 	f.known[o.id] = o
 	f.ranges[rangeFile{r.Dev, r.Inode}] = o
 	return o, nil

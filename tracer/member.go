@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/tracer/allocator"
+	"github.com/allocsnoop/allocsnoop/tracer/inventory"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/allocsnoop/allocsnoop/tracer/target"
 	"github.com/allocsnoop/allocsnoop/tracer/unwind"
@@ -170,11 +170,9 @@ func (t *Tracer) noteMappings(m *member, ranges []memory.Range) {
 				continue
 			}
 			mapping.Size, mapping.ModTime = o.size, o.time
-			mapping.Replaced = r.Deleted || replacedOnDisk(m.pid, r)
+			mapping.BuildID = o.buildID
+			mapping.Replaced = inventory.Replaced(o.file, memory.FS{}.Path(m.pid, "root"), r.Path, o.buildID)
 			m.objects[mapping] = o
-		}
-		if u, ok := m.space.Find(r.Start); ok {
-			mapping.BuildID = u.BuildID()
 		}
 		m.process.Mappings = append(m.process.Mappings, mapping)
 	}
@@ -333,14 +331,4 @@ func (m *member) isInternal(frames []uint64) bool {
 		}
 	}
 	return false
-}
-
-// replacedOnDisk tells whether the path that a range was mapped from holds another file by now.
-func replacedOnDisk(pid int, r *memory.Range) bool {
-	mapped, err := os.Stat(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.Start, r.End))
-	if err != nil {
-		return false
-	}
-	now, err := os.Lstat(filepath.Join(fmt.Sprintf("/proc/%d/root", pid), r.Path))
-	return err == nil && now.Mode().IsRegular() && !os.SameFile(mapped, now)
 }

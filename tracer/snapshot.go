@@ -439,7 +439,21 @@ func (t *Tracer) InUse() (map[profile.Kind]int64, error) {
 
 // Symbolize fills in the names of a snapshot of this tracer.
 func (t *Tracer) Symbolize(ctx context.Context, s *profile.Snapshot, options symbolize.Options) error {
+	t.addVersions()
 	return symbolize.New(options).Snapshot(ctx, s, t)
+}
+
+// addVersions reads which versions the mapped files say they are: at the end, as it reads whole files.
+func (t *Tracer) addVersions() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.members {
+		for mapping, o := range m.objects {
+			if o != nil {
+				mapping.Version = o.version()
+			}
+		}
+	}
 }
 
 // Open implements symbolize.FileSource with the files as the processes had them mapped.
