@@ -4,11 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
@@ -142,14 +141,13 @@ func (t *Tracer) measurePrograms() {
 func (t *Tracer) onCPU(d time.Duration) time.Duration {
 	var ran, waited float64
 	for pid := range t.current {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
+		p, err := procfs.NewProc(pid)
 		if err != nil {
 			continue
 		}
-		var r, w float64
-		if _, err := fmt.Sscan(string(text), &r, &w); err == nil {
-			ran += r
-			waited += w
+		if stat, err := p.Schedstat(); err == nil {
+			ran += float64(stat.RunningNanoseconds)
+			waited += float64(stat.WaitingNanoseconds)
 		}
 	}
 	waits := &t.budget.waits
@@ -276,20 +274,13 @@ func (t *Tracer) overhead() *profile.Overhead {
 
 // cpuTime is the CPU time that all threads of a process have used.
 func cpuTime(pid int) time.Duration {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		return 0
 	}
-	text := string(stat)
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	const utime, stime = 11, 12 // after the command: fields 14 and 15 of proc(5)
-	if len(fields) <= stime {
+	stat, err := p.Stat()
+	if err != nil {
 		return 0
 	}
-	user, _ := strconv.ParseInt(fields[utime], 10, 64)
-	system, _ := strconv.ParseInt(fields[stime], 10, 64)
-	return time.Duration(user+system) * time.Second / userHertz
+	return time.Duration(stat.CPUTime() * float64(time.Second))
 }
-
-// userHertz is the unit of times in /proc, the same on all architectures that allocsnoop runs on.
-const userHertz = 100
