@@ -301,49 +301,51 @@ type CurrentUnwindSlot struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	CurrentMapCounters        = "counters"
-	CurrentMapEnds            = "ends"
-	CurrentMapEvents          = "events"
-	CurrentMapFrames          = "frames"
-	CurrentMapFuncAt          = "func_at"
-	CurrentMapFuncs           = "funcs"
-	CurrentMapHits            = "hits"
-	CurrentMapLive            = "live"
-	CurrentMapPoolNext        = "pool_next"
-	CurrentMapPools           = "pools"
-	CurrentMapProcs           = "procs"
-	CurrentMapRowsOfStacks    = "rows_of_stacks"
-	CurrentMapThreads         = "threads"
-	CurrentMapUnwindBinUse    = "unwind_bin_use"
-	CurrentMapUnwindLua       = "unwind_lua"
-	CurrentMapUnwindRowcache  = "unwind_rowcache"
-	CurrentMapUnwindRows      = "unwind_rows"
-	CurrentMapUnwindRules     = "unwind_rules"
-	CurrentMapUnwindSlots     = "unwind_slots"
-	CurrentProgCallEntered    = "call_entered"
-	CurrentProgCallReturned   = "call_returned"
-	CurrentProgCallSession    = "call_session"
-	CurrentProgEnterBrk       = "enter_brk"
-	CurrentProgEnterMmap      = "enter_mmap"
-	CurrentProgEnterMremap    = "enter_mremap"
-	CurrentProgEnterMunmap    = "enter_munmap"
-	CurrentProgLuaEntered     = "lua_entered"
-	CurrentProgProcessExeced  = "process_execed"
-	CurrentProgProcessExited  = "process_exited"
-	CurrentProgProcessForked  = "process_forked"
-	CurrentProgSyscallExit    = "syscall_exit"
-	CurrentVarCallsShut       = "calls_shut"
-	CurrentVarExported        = "exported"
-	CurrentVarGate            = "gate"
-	CurrentVarHaveCookie      = "have_cookie"
-	CurrentVarSampleProb      = "sample_prob"
-	CurrentVarSampling        = "sampling"
-	CurrentVarSessions        = "sessions"
-	CurrentVarTellExecs       = "tell_execs"
-	CurrentVarUnwindFrameType = "unwind_frame_type"
-	CurrentVarUnwindMarkType  = "unwind_mark_type"
-	CurrentVarUnwindMaxFrames = "unwind_max_frames"
-	CurrentVarWatchMappings   = "watch_mappings"
+	CurrentMapCounters         = "counters"
+	CurrentMapEnds             = "ends"
+	CurrentMapEvents           = "events"
+	CurrentMapFrames           = "frames"
+	CurrentMapFuncAt           = "func_at"
+	CurrentMapFuncs            = "funcs"
+	CurrentMapHits             = "hits"
+	CurrentMapLive             = "live"
+	CurrentMapPoolNext         = "pool_next"
+	CurrentMapPools            = "pools"
+	CurrentMapProcs            = "procs"
+	CurrentMapRowsOfStacks     = "rows_of_stacks"
+	CurrentMapThreads          = "threads"
+	CurrentMapUnwindBinUse     = "unwind_bin_use"
+	CurrentMapUnwindLua        = "unwind_lua"
+	CurrentMapUnwindNoPrograms = "unwind_no_programs"
+	CurrentMapUnwindRowcache   = "unwind_rowcache"
+	CurrentMapUnwindRows       = "unwind_rows"
+	CurrentMapUnwindRules      = "unwind_rules"
+	CurrentMapUnwindSlots      = "unwind_slots"
+	CurrentProgCallEntered     = "call_entered"
+	CurrentProgCallReturned    = "call_returned"
+	CurrentProgCallSession     = "call_session"
+	CurrentProgEnterBrk        = "enter_brk"
+	CurrentProgEnterMmap       = "enter_mmap"
+	CurrentProgEnterMremap     = "enter_mremap"
+	CurrentProgEnterMunmap     = "enter_munmap"
+	CurrentProgLuaEntered      = "lua_entered"
+	CurrentProgProcessExeced   = "process_execed"
+	CurrentProgProcessExited   = "process_exited"
+	CurrentProgProcessForked   = "process_forked"
+	CurrentProgSyscallExit     = "syscall_exit"
+	CurrentVarCallsShut        = "calls_shut"
+	CurrentVarExported         = "exported"
+	CurrentVarGate             = "gate"
+	CurrentVarHaveCookie       = "have_cookie"
+	CurrentVarSampleProb       = "sample_prob"
+	CurrentVarSampling         = "sampling"
+	CurrentVarSessions         = "sessions"
+	CurrentVarTellExecs        = "tell_execs"
+	CurrentVarUnwindFrameType  = "unwind_frame_type"
+	CurrentVarUnwindMarkType   = "unwind_mark_type"
+	CurrentVarUnwindMaxFrames  = "unwind_max_frames"
+	CurrentVarUnwindNever      = "unwind_never"
+	CurrentVarWatchMappings    = "watch_mappings"
 )
 
 // LoadCurrent returns the embedded CollectionSpec for Current.
@@ -406,25 +408,26 @@ type CurrentProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CurrentMapSpecs struct {
-	Counters       *ebpf.MapSpec `ebpf:"counters"`
-	Ends           *ebpf.MapSpec `ebpf:"ends"`
-	Events         *ebpf.MapSpec `ebpf:"events"`
-	Frames         *ebpf.MapSpec `ebpf:"frames"`
-	FuncAt         *ebpf.MapSpec `ebpf:"func_at"`
-	Funcs          *ebpf.MapSpec `ebpf:"funcs"`
-	Hits           *ebpf.MapSpec `ebpf:"hits"`
-	Live           *ebpf.MapSpec `ebpf:"live"`
-	PoolNext       *ebpf.MapSpec `ebpf:"pool_next"`
-	Pools          *ebpf.MapSpec `ebpf:"pools"`
-	Procs          *ebpf.MapSpec `ebpf:"procs"`
-	RowsOfStacks   *ebpf.MapSpec `ebpf:"rows_of_stacks"`
-	Threads        *ebpf.MapSpec `ebpf:"threads"`
-	UnwindBinUse   *ebpf.MapSpec `ebpf:"unwind_bin_use"`
-	UnwindLua      *ebpf.MapSpec `ebpf:"unwind_lua"`
-	UnwindRowcache *ebpf.MapSpec `ebpf:"unwind_rowcache"`
-	UnwindRows     *ebpf.MapSpec `ebpf:"unwind_rows"`
-	UnwindRules    *ebpf.MapSpec `ebpf:"unwind_rules"`
-	UnwindSlots    *ebpf.MapSpec `ebpf:"unwind_slots"`
+	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	Ends             *ebpf.MapSpec `ebpf:"ends"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	Frames           *ebpf.MapSpec `ebpf:"frames"`
+	FuncAt           *ebpf.MapSpec `ebpf:"func_at"`
+	Funcs            *ebpf.MapSpec `ebpf:"funcs"`
+	Hits             *ebpf.MapSpec `ebpf:"hits"`
+	Live             *ebpf.MapSpec `ebpf:"live"`
+	PoolNext         *ebpf.MapSpec `ebpf:"pool_next"`
+	Pools            *ebpf.MapSpec `ebpf:"pools"`
+	Procs            *ebpf.MapSpec `ebpf:"procs"`
+	RowsOfStacks     *ebpf.MapSpec `ebpf:"rows_of_stacks"`
+	Threads          *ebpf.MapSpec `ebpf:"threads"`
+	UnwindBinUse     *ebpf.MapSpec `ebpf:"unwind_bin_use"`
+	UnwindLua        *ebpf.MapSpec `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.MapSpec `ebpf:"unwind_no_programs"`
+	UnwindRowcache   *ebpf.MapSpec `ebpf:"unwind_rowcache"`
+	UnwindRows       *ebpf.MapSpec `ebpf:"unwind_rows"`
+	UnwindRules      *ebpf.MapSpec `ebpf:"unwind_rules"`
+	UnwindSlots      *ebpf.MapSpec `ebpf:"unwind_slots"`
 }
 
 // CurrentVariableSpecs contains global variables before they are loaded into the kernel.
@@ -442,6 +445,7 @@ type CurrentVariableSpecs struct {
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
 	WatchMappings   *ebpf.VariableSpec `ebpf:"watch_mappings"`
 }
 
@@ -465,25 +469,26 @@ func (o *CurrentObjects) Close() error {
 //
 // It can be passed to LoadCurrentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CurrentMaps struct {
-	Counters       *ebpf.Map `ebpf:"counters"`
-	Ends           *ebpf.Map `ebpf:"ends"`
-	Events         *ebpf.Map `ebpf:"events"`
-	Frames         *ebpf.Map `ebpf:"frames"`
-	FuncAt         *ebpf.Map `ebpf:"func_at"`
-	Funcs          *ebpf.Map `ebpf:"funcs"`
-	Hits           *ebpf.Map `ebpf:"hits"`
-	Live           *ebpf.Map `ebpf:"live"`
-	PoolNext       *ebpf.Map `ebpf:"pool_next"`
-	Pools          *ebpf.Map `ebpf:"pools"`
-	Procs          *ebpf.Map `ebpf:"procs"`
-	RowsOfStacks   *ebpf.Map `ebpf:"rows_of_stacks"`
-	Threads        *ebpf.Map `ebpf:"threads"`
-	UnwindBinUse   *ebpf.Map `ebpf:"unwind_bin_use"`
-	UnwindLua      *ebpf.Map `ebpf:"unwind_lua"`
-	UnwindRowcache *ebpf.Map `ebpf:"unwind_rowcache"`
-	UnwindRows     *ebpf.Map `ebpf:"unwind_rows"`
-	UnwindRules    *ebpf.Map `ebpf:"unwind_rules"`
-	UnwindSlots    *ebpf.Map `ebpf:"unwind_slots"`
+	Counters         *ebpf.Map `ebpf:"counters"`
+	Ends             *ebpf.Map `ebpf:"ends"`
+	Events           *ebpf.Map `ebpf:"events"`
+	Frames           *ebpf.Map `ebpf:"frames"`
+	FuncAt           *ebpf.Map `ebpf:"func_at"`
+	Funcs            *ebpf.Map `ebpf:"funcs"`
+	Hits             *ebpf.Map `ebpf:"hits"`
+	Live             *ebpf.Map `ebpf:"live"`
+	PoolNext         *ebpf.Map `ebpf:"pool_next"`
+	Pools            *ebpf.Map `ebpf:"pools"`
+	Procs            *ebpf.Map `ebpf:"procs"`
+	RowsOfStacks     *ebpf.Map `ebpf:"rows_of_stacks"`
+	Threads          *ebpf.Map `ebpf:"threads"`
+	UnwindBinUse     *ebpf.Map `ebpf:"unwind_bin_use"`
+	UnwindLua        *ebpf.Map `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.Map `ebpf:"unwind_no_programs"`
+	UnwindRowcache   *ebpf.Map `ebpf:"unwind_rowcache"`
+	UnwindRows       *ebpf.Map `ebpf:"unwind_rows"`
+	UnwindRules      *ebpf.Map `ebpf:"unwind_rules"`
+	UnwindSlots      *ebpf.Map `ebpf:"unwind_slots"`
 }
 
 func (m *CurrentMaps) Close() error {
@@ -503,6 +508,7 @@ func (m *CurrentMaps) Close() error {
 		m.Threads,
 		m.UnwindBinUse,
 		m.UnwindLua,
+		m.UnwindNoPrograms,
 		m.UnwindRowcache,
 		m.UnwindRows,
 		m.UnwindRules,
@@ -525,6 +531,7 @@ type CurrentVariables struct {
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
 	WatchMappings   *ebpf.Variable `ebpf:"watch_mappings"`
 }
 

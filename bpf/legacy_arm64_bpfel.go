@@ -181,6 +181,7 @@ const (
 	LegacyMapThreads          = "threads"
 	LegacyMapUnwindBinUse     = "unwind_bin_use"
 	LegacyMapUnwindLua        = "unwind_lua"
+	LegacyMapUnwindNoPrograms = "unwind_no_programs"
 	LegacyMapUnwindRowcache   = "unwind_rowcache"
 	LegacyMapUnwindRows       = "unwind_rows"
 	LegacyMapUnwindRules      = "unwind_rules"
@@ -208,6 +209,7 @@ const (
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
+	LegacyVarUnwindNever      = "unwind_never"
 	LegacyVarWatchMappings    = "watch_mappings"
 )
 
@@ -286,6 +288,7 @@ type LegacyMapSpecs struct {
 	Threads          *ebpf.MapSpec `ebpf:"threads"`
 	UnwindBinUse     *ebpf.MapSpec `ebpf:"unwind_bin_use"`
 	UnwindLua        *ebpf.MapSpec `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.MapSpec `ebpf:"unwind_no_programs"`
 	UnwindRowcache   *ebpf.MapSpec `ebpf:"unwind_rowcache"`
 	UnwindRows       *ebpf.MapSpec `ebpf:"unwind_rows"`
 	UnwindRules      *ebpf.MapSpec `ebpf:"unwind_rules"`
@@ -308,6 +311,7 @@ type LegacyVariableSpecs struct {
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
 	WatchMappings   *ebpf.VariableSpec `ebpf:"watch_mappings"`
 }
 
@@ -347,6 +351,7 @@ type LegacyMaps struct {
 	Threads          *ebpf.Map `ebpf:"threads"`
 	UnwindBinUse     *ebpf.Map `ebpf:"unwind_bin_use"`
 	UnwindLua        *ebpf.Map `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.Map `ebpf:"unwind_no_programs"`
 	UnwindRowcache   *ebpf.Map `ebpf:"unwind_rowcache"`
 	UnwindRows       *ebpf.Map `ebpf:"unwind_rows"`
 	UnwindRules      *ebpf.Map `ebpf:"unwind_rules"`
@@ -372,6 +377,7 @@ func (m *LegacyMaps) Close() error {
 		m.Threads,
 		m.UnwindBinUse,
 		m.UnwindLua,
+		m.UnwindNoPrograms,
 		m.UnwindRowcache,
 		m.UnwindRows,
 		m.UnwindRules,
@@ -395,6 +401,7 @@ type LegacyVariables struct {
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
 	WatchMappings   *ebpf.Variable `ebpf:"watch_mappings"`
 }
 

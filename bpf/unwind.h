@@ -260,6 +260,29 @@ static __always_inline struct unwind *unwind_scratch(void)
 		__i;                                                                                                   \
 	})
 
+/* no_programs: always empty; see UNWIND_TASK_STACK. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} unwind_no_programs SEC(".maps");
+
+/* Stays 0. Not const: the branch must be there for the verifier. */
+__u32 unwind_never;
+
+/*
+ * First thing in every uprobe program. Since 6.13 the kernel runs programs with more than 64 bytes of stack on a
+ * "private" stack that each CPU has once, also uprobe programs, which may be preempted: another thread's probe on that
+ * CPU then overwrites it, and the walk is silently wrong (seen on 7.3 with preempt=full and lazy). A program with a
+ * tail call in it keeps the task's own stack.
+ */
+#define UNWIND_TASK_STACK(ctx)                                          \
+	do {                                                            \
+		if (unwind_never)                                       \
+			bpf_tail_call(ctx, &unwind_no_programs, 0);     \
+	} while (0)
+
 static __always_inline int unwind_finish(struct unwind *u, __u32 end)
 {
 	u->end = end;

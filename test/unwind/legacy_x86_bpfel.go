@@ -112,6 +112,7 @@ const (
 	LegacyMapTotals           = "totals"
 	LegacyMapUnwindBinUse     = "unwind_bin_use"
 	LegacyMapUnwindLua        = "unwind_lua"
+	LegacyMapUnwindNoPrograms = "unwind_no_programs"
 	LegacyMapUnwindRowcache   = "unwind_rowcache"
 	LegacyMapUnwindRows       = "unwind_rows"
 	LegacyMapUnwindRules      = "unwind_rules"
@@ -133,6 +134,7 @@ const (
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
+	LegacyVarUnwindNever      = "unwind_never"
 )
 
 // LoadLegacy returns the embedded CollectionSpec for Legacy.
@@ -197,6 +199,7 @@ type LegacyMapSpecs struct {
 	Totals           *ebpf.MapSpec `ebpf:"totals"`
 	UnwindBinUse     *ebpf.MapSpec `ebpf:"unwind_bin_use"`
 	UnwindLua        *ebpf.MapSpec `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.MapSpec `ebpf:"unwind_no_programs"`
 	UnwindRowcache   *ebpf.MapSpec `ebpf:"unwind_rowcache"`
 	UnwindRows       *ebpf.MapSpec `ebpf:"unwind_rows"`
 	UnwindRules      *ebpf.MapSpec `ebpf:"unwind_rules"`
@@ -216,6 +219,7 @@ type LegacyVariableSpecs struct {
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
 }
 
 // LegacyObjects contains all objects after they have been loaded into the kernel.
@@ -244,6 +248,7 @@ type LegacyMaps struct {
 	Totals           *ebpf.Map `ebpf:"totals"`
 	UnwindBinUse     *ebpf.Map `ebpf:"unwind_bin_use"`
 	UnwindLua        *ebpf.Map `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.Map `ebpf:"unwind_no_programs"`
 	UnwindRowcache   *ebpf.Map `ebpf:"unwind_rowcache"`
 	UnwindRows       *ebpf.Map `ebpf:"unwind_rows"`
 	UnwindRules      *ebpf.Map `ebpf:"unwind_rules"`
@@ -259,6 +264,7 @@ func (m *LegacyMaps) Close() error {
 		m.Totals,
 		m.UnwindBinUse,
 		m.UnwindLua,
+		m.UnwindNoPrograms,
 		m.UnwindRowcache,
 		m.UnwindRows,
 		m.UnwindRules,
@@ -279,6 +285,7 @@ type LegacyVariables struct {
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
 }
 
 // LegacyPrograms contains all programs after they have been loaded into the kernel.

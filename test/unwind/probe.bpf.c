@@ -139,6 +139,7 @@ int on_uprobe(struct pt_regs *ctx)
 	__u32 *slot = slot_of();
 	struct unwind *u;
 
+	UNWIND_TASK_STACK(ctx);
 	if (!slot)
 		return 0;
 	u = scratch();
@@ -155,6 +156,7 @@ int on_entry(struct pt_regs *ctx)
 	__u32 *slot = slot_of();
 	struct unwind *u;
 
+	UNWIND_TASK_STACK(ctx);
 	if (!slot)
 		return 0;
 	u = scratch();
@@ -202,6 +204,7 @@ int bench_unwind(struct pt_regs *ctx)
 	struct unwind *u;
 	struct counts *c;
 
+	UNWIND_TASK_STACK(ctx);
 	if (!slot)
 		return 0;
 	u = unwind_scratch();

@@ -146,6 +146,7 @@ const (
 	ProbeMapTotals           = "totals"
 	ProbeMapUnwindBinUse     = "unwind_bin_use"
 	ProbeMapUnwindLua        = "unwind_lua"
+	ProbeMapUnwindNoPrograms = "unwind_no_programs"
 	ProbeMapUnwindRowcache   = "unwind_rowcache"
 	ProbeMapUnwindRows       = "unwind_rows"
 	ProbeMapUnwindRules      = "unwind_rules"
@@ -167,6 +168,7 @@ const (
 	ProbeVarUnwindFrameType  = "unwind_frame_type"
 	ProbeVarUnwindMarkType   = "unwind_mark_type"
 	ProbeVarUnwindMaxFrames  = "unwind_max_frames"
+	ProbeVarUnwindNever      = "unwind_never"
 )
 
 // LoadProbe returns the embedded CollectionSpec for Probe.
@@ -231,6 +233,7 @@ type ProbeMapSpecs struct {
 	Totals           *ebpf.MapSpec `ebpf:"totals"`
 	UnwindBinUse     *ebpf.MapSpec `ebpf:"unwind_bin_use"`
 	UnwindLua        *ebpf.MapSpec `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.MapSpec `ebpf:"unwind_no_programs"`
 	UnwindRowcache   *ebpf.MapSpec `ebpf:"unwind_rowcache"`
 	UnwindRows       *ebpf.MapSpec `ebpf:"unwind_rows"`
 	UnwindRules      *ebpf.MapSpec `ebpf:"unwind_rules"`
@@ -250,6 +253,7 @@ type ProbeVariableSpecs struct {
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
 }
 
 // ProbeObjects contains all objects after they have been loaded into the kernel.
@@ -278,6 +282,7 @@ type ProbeMaps struct {
 	Totals           *ebpf.Map `ebpf:"totals"`
 	UnwindBinUse     *ebpf.Map `ebpf:"unwind_bin_use"`
 	UnwindLua        *ebpf.Map `ebpf:"unwind_lua"`
+	UnwindNoPrograms *ebpf.Map `ebpf:"unwind_no_programs"`
 	UnwindRowcache   *ebpf.Map `ebpf:"unwind_rowcache"`
 	UnwindRows       *ebpf.Map `ebpf:"unwind_rows"`
 	UnwindRules      *ebpf.Map `ebpf:"unwind_rules"`
@@ -293,6 +298,7 @@ func (m *ProbeMaps) Close() error {
 		m.Totals,
 		m.UnwindBinUse,
 		m.UnwindLua,
+		m.UnwindNoPrograms,
 		m.UnwindRowcache,
 		m.UnwindRows,
 		m.UnwindRules,
@@ -313,6 +319,7 @@ type ProbeVariables struct {
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
+	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
 }
 
 // ProbePrograms contains all programs after they have been loaded into the kernel.
