@@ -10,7 +10,7 @@ import (
 func TestEveryFunctionOfC(t *testing.T) {
 	for _, a := range allocators {
 		t.Run(a.name, func(t *testing.T) {
-			churn := 80_000
+			churn := 16_000
 			if a.name == "glibc" {
 				churn = 1_000_000 // 30,000 of them stay
 			}

@@ -81,16 +81,6 @@ func TestChildrenStayOutWhenToldSo(t *testing.T) {
 	expect(t, result.Profile, "site_parent", live.Book{AllocObjects: 17, AllocBytes: 17 * 1009, InUseObjects: 16, InUseBytes: 16 * 1009})
 }
 
-func TestExecEndsEveryBlock(t *testing.T) {
-	p := startLife(t, "exec")
-	_, result := traceGo(t, p)
-	requireLossless(t, result)
-	expect(t, result.Profile, "site_after", live.Book{AllocObjects: 19, AllocBytes: 19 * 1031, InUseObjects: 19, InUseBytes: 19 * 1031})
-	if before := live.Sum(result.Profile, "malloc", "malloc", "site_before"); before.InUseObjects != 0 || before.InUseBytes != 0 {
-		t.Errorf("blocks of the program before exec are in use: %+v", before)
-	}
-}
-
 func TestLibraryLoadedLaterIsNamed(t *testing.T) {
 	plugin := live.CompileC(t, "testdata/plugin.c", "-shared", "-fPIC")
 	p := startLife(t, "load", plugin)
