@@ -430,7 +430,7 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		t->depth++;
 		return 0;
 	}
-	unwind_uprobe(u, ctx, p->slot);
+	unwind_uprobe_at(u, ctx, p->slot, f->flags & FUNC_AT_ENTRY);
 	c->new.stack = stack_done(p, u, f->kind);
 	t->depth++;
 	return 0;
@@ -641,6 +641,7 @@ static __always_inline int leave(struct pt_regs *ctx)
 SEC("uprobe")
 int call_entered(struct pt_regs *ctx)
 {
+	UNWIND_TASK_STACK(ctx);
 	if (!sessions)
 		enter(ctx);
 	return 0;
@@ -649,6 +650,7 @@ int call_entered(struct pt_regs *ctx)
 SEC("uretprobe")
 int call_returned(struct pt_regs *ctx)
 {
+	UNWIND_TASK_STACK(ctx);
 	leave(ctx);
 	return 0;
 }
@@ -656,17 +658,29 @@ int call_returned(struct pt_regs *ctx)
 SEC("uprobe/lua")
 int lua_entered(struct pt_regs *ctx)
 {
+	UNWIND_TASK_STACK(ctx);
 	if (current_proc())
 		unwind_note_lua(ctx);
 	return 0;
 }
 
 #ifndef NO_TASK_STORAGE
+/* always empty; see UNWIND_TASK_STACK */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} no_sessions SEC(".maps");
+
 extern bool bpf_session_is_return(void) __ksym __weak;
 
 SEC("uprobe.session")
 int call_session(struct pt_regs *ctx)
 {
+	/* UNWIND_TASK_STACK, with a map of its own: one serves a single sort of program */
+	if (unwind_never)
+		bpf_tail_call(ctx, &no_sessions, 0);
 	if (bpf_session_is_return())
 		return leave(ctx);
 	return sessions ? enter(ctx) : 1;

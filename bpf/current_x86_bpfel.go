@@ -107,6 +107,7 @@ const (
 	CurrentFuncFlagFUNC_PTR_IS_OUT CurrentFuncFlag = 64
 	CurrentFuncFlagFUNC_TRUTH      CurrentFuncFlag = 128
 	CurrentFuncFlagFUNC_REAL_SIZE  CurrentFuncFlag = 256
+	CurrentFuncFlagFUNC_AT_ENTRY   CurrentFuncFlag = 512
 )
 
 type CurrentLiveKey struct {
@@ -315,6 +316,7 @@ const (
 	CurrentMapFuncs            = "funcs"
 	CurrentMapHits             = "hits"
 	CurrentMapLive             = "live"
+	CurrentMapNoSessions       = "no_sessions"
 	CurrentMapPoolNext         = "pool_next"
 	CurrentMapPools            = "pools"
 	CurrentMapProcs            = "procs"
@@ -422,6 +424,7 @@ type CurrentMapSpecs struct {
 	Funcs            *ebpf.MapSpec `ebpf:"funcs"`
 	Hits             *ebpf.MapSpec `ebpf:"hits"`
 	Live             *ebpf.MapSpec `ebpf:"live"`
+	NoSessions       *ebpf.MapSpec `ebpf:"no_sessions"`
 	PoolNext         *ebpf.MapSpec `ebpf:"pool_next"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Procs            *ebpf.MapSpec `ebpf:"procs"`
@@ -483,6 +486,7 @@ type CurrentMaps struct {
 	Funcs            *ebpf.Map `ebpf:"funcs"`
 	Hits             *ebpf.Map `ebpf:"hits"`
 	Live             *ebpf.Map `ebpf:"live"`
+	NoSessions       *ebpf.Map `ebpf:"no_sessions"`
 	PoolNext         *ebpf.Map `ebpf:"pool_next"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Procs            *ebpf.Map `ebpf:"procs"`
@@ -507,6 +511,7 @@ func (m *CurrentMaps) Close() error {
 		m.Funcs,
 		m.Hits,
 		m.Live,
+		m.NoSessions,
 		m.PoolNext,
 		m.Pools,
 		m.Procs,

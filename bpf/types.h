@@ -37,6 +37,8 @@ enum func_flag {
 	FUNC_TRUTH = 1 << 7,
 	/* OP_EXPAND: the result is the real size, not an address (xallocx) */
 	FUNC_REAL_SIZE = 1 << 8,
+	/* the probe is on the first instruction, where the stack pointer is at the return address */
+	FUNC_AT_ENTRY = 1 << 9,
 };
 
 #define ARG_AX 7

@@ -277,10 +277,10 @@ __u32 unwind_never;
  * CPU then overwrites it, and the walk is silently wrong (seen on 7.3 with preempt=full and lazy). A program with a
  * tail call in it keeps the task's own stack.
  */
-#define UNWIND_TASK_STACK(ctx)                                          \
-	do {                                                            \
-		if (unwind_never)                                       \
-			bpf_tail_call(ctx, &unwind_no_programs, 0);     \
+#define UNWIND_TASK_STACK(ctx)                                                                                         \
+	do {                                                                                                           \
+		if (unwind_never)                                                                                      \
+			bpf_tail_call(ctx, &unwind_no_programs, 0);                                                    \
 	} while (0)
 
 static __always_inline int unwind_finish(struct unwind *u, __u32 end)

@@ -79,11 +79,14 @@ func (t *Tracer) onExec(e *bpf.Event) {
 		return
 	}
 	old := t.current[pid]
+	m := newMember(e.Proc, pid)
 	if old != nil && old.pid == pid {
+		// Probes are of the process, not of its image: what both images map stays probed without a gap.
+		m.calls, m.luas, m.opened = old.calls, old.luas, old.opened
+		old.calls, old.luas, old.opened = nil, nil, map[*probe]bool{}
 		t.end(old)
 		old.execed = true
 	}
-	m := newMember(e.Proc, pid)
 	m.identify()
 	if old != nil {
 		m.process.Container = old.process.Container

@@ -29,9 +29,10 @@ type member struct {
 	space   *unwind.Space
 	regions *regions
 	brk     uint64
-	calls   []io.Closer // probes of allocator functions
-	luas    []io.Closer // probes of LuaJIT's entries
-	opened  map[*probe]bool
+	calls   []io.Closer     // probes of allocator functions
+	luas    []io.Closer     // probes of LuaJIT's entries
+	opened  map[*probe]bool // of the process: they outlive exec
+	placed  map[*probe]bool // whose places in this image are noted
 	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
 	objects    map[*profile.Mapping]*object
 	allocators []codeRange
@@ -45,7 +46,7 @@ type codeRange struct{ start, end uint64 }
 
 func newMember(key uint64, pid int) *member {
 	return &member{
-		key: key, pid: pid, regions: newRegions(), opened: map[*probe]bool{}, objects: map[*profile.Mapping]*object{},
+		key: key, pid: pid, regions: newRegions(), opened: map[*probe]bool{}, placed: map[*probe]bool{}, objects: map[*profile.Mapping]*object{},
 		locations: map[uint64]*profile.Location{}, process: &profile.Process{PID: pid, Started: time.Now()},
 	}
 }
@@ -214,7 +215,7 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	var fresh []*probe
 	for _, a := range plan.Probes {
 		o := objects[a.ID]
-		if o == nil {
+		if o == nil || forwardsAndThrows(a) {
 			continue
 		}
 		p, err := t.defineFunction(m, a, o, at[a.ID])
@@ -235,12 +236,20 @@ func (m *member) notes(t *Tracer, plan allocator.Plan) {
 	}
 }
 
+// forwardsAndThrows picks out operator new of programs that bring their C library along. It calls the malloc beside it,
+// which is probed; and an exception that leaves a function with a return probe ends the program, as the C++ unwinder does
+// not know the kernel's trampoline.
+func forwardsAndThrows(a allocator.Probe) bool {
+	return a.Family == allocator.FamilyGlibc && (a.Name == "_Znwm" || a.Name == "_Znam")
+}
+
 // defineFunction makes the function a probe and notes where the member has it.
 func (t *Tracer) defineFunction(m *member, a allocator.Probe, o *object, at []*memory.Range) (*probe, error) {
 	p, err := t.probes.define(a, o.file)
-	if err != nil || m.opened[p] {
+	if err != nil || m.placed[p] {
 		return p, err
 	}
+	m.placed[p] = true
 	for _, r := range at {
 		entry, ok := addressOf(r, a.Offset)
 		if !ok {

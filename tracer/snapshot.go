@@ -360,7 +360,7 @@ func (t *Tracer) framesOf(m *member, k stackKey) ([]*profile.Location, bool) {
 		frames = append(frames, m.location(raw))
 	}
 	end := unwind.End(s.end)
-	if end == unwind.Complete {
+	if end.Whole() {
 		return frames, true
 	}
 	mark := "[truncated: no unwind tables yet]"

@@ -208,3 +208,13 @@ func onlyChild(t *testing.T, pid int) int {
 	t.Cleanup(func() { _ = syscall.Kill(child, syscall.SIGKILL) })
 	return child
 }
+func TestExecEndsEveryBlock(t *testing.T) {
+	p := startLife(t, "exec")
+	_, result := traceGo(t, p)
+	requireLossless(t, result)
+	expect(t, result.Profile, "site_after", live.Book{AllocObjects: 19, AllocBytes: 19 * 1031, InUseObjects: 19, InUseBytes: 19 * 1031})
+	if before := live.Sum(result.Profile, "malloc", "malloc", "site_before"); before.InUseObjects != 0 || before.InUseBytes != 0 {
+		t.Errorf("blocks of the program before exec are in use: %+v", before)
+	}
+}
+
