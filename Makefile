@@ -50,6 +50,8 @@ bench: build ## all benchmarks; writes docs/benchmarks.md (takes long)
 	@./test/setup.sh bench/packages.txt
 	$(GO) run ./test/bench/cmd/bench
 	$(GO) run ./test/bench/symbols
+	$(GO) test ./test/unwind -run xxx -bench 'Event|Publish'
+	$(GO) test ./tracer/unwind/internal/ehframe -run xxx -bench Extract
 
 test-kernels: setup ## the BPF programs and the tracer on other kernels, in virtual machines (KERNELS="5.10 6.1")
 	$(GO) test ./test/kernels/ -count=1 -v -timeout 60m -kernels="$(KERNELS)"
