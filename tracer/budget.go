@@ -267,7 +267,8 @@ func (t *Tracer) overhead() *profile.Overhead {
 		o.TracerCPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	}
 	if u, err := (memory.FS{}).Rollup(os.Getpid()); err == nil {
-		o.TracerRSS = u.RSS
+		// The unwind tables are mapped into allocsnoop: they are in its RSS, and in MapBytes already.
+		o.TracerRSS = max(u.RSS-min(u.RSS, t.tables.Stats().Bytes), u.Anonymous)
 	}
 	return o
 }

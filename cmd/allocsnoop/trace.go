@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -231,6 +232,7 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 	} else if err := r.attach(); err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // looking for allocators reads whole libraries; the trace itself needs little
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := r.watch(watching); err != nil {
