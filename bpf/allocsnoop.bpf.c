@@ -673,7 +673,15 @@ struct {
 	__type(value, __u32);
 } no_sessions SEC(".maps");
 
-extern bool bpf_session_is_return(void) __ksym __weak;
+/*
+ * Both halves of a session are the same program: at the entry the thread is at
+ * the probe, at the return it is elsewhere. (The kernel's own
+ * bpf_session_is_return has changed its arguments between versions.)
+ */
+static __always_inline bool is_return(struct pt_regs *ctx)
+{
+	return PT_REGS_IP(ctx) != bpf_get_func_ip(ctx);
+}
 
 SEC("uprobe.session")
 int call_session(struct pt_regs *ctx)
@@ -681,7 +689,7 @@ int call_session(struct pt_regs *ctx)
 	/* UNWIND_TASK_STACK, with a map of its own: one serves a single sort of program */
 	if (unwind_never)
 		bpf_tail_call(ctx, &no_sessions, 0);
-	if (bpf_session_is_return())
+	if (is_return(ctx))
 		return leave(ctx);
 	return sessions ? enter(ctx) : 1;
 }

@@ -731,9 +731,14 @@ static __always_inline int unwind_unmapped(struct unwind *u, struct unwind_slot 
 	/* LuaJIT maps memory for its code when it needs some, which user space may not have seen yet. */
 	if (u->ra && !unwind_cross_lua(u, s))
 		return 0;
-	/* A caller outside everything known may be garbage: no frame, user space is told of it apart. */
+	/*
+	 * A caller outside everything known may be garbage: no frame, user space is told of it apart. The probed
+	 * function's own caller is sure: code of a library that was mapped a moment ago.
+	 */
 	if (!u->ra)
 		unwind_push(u, u->pc | FRAME_EXACT);
+	else if (u->n == 1)
+		unwind_push(u, u->pc);
 	u->missing_pc = u->pc;
 	return unwind_finish(u, END_NOMAP);
 }
