@@ -217,4 +217,3 @@ func TestExecEndsEveryBlock(t *testing.T) {
 		t.Errorf("blocks of the program before exec are in use: %+v", before)
 	}
 }
-
