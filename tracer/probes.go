@@ -260,7 +260,7 @@ func (s *probes) function(a allocator.Probe) (bpf.Func, error) {
 	if f.Kind == profile.KindMalloc || f.Kind == profile.KindLuaJIT {
 		b.Flags |= uint32(bpf.CurrentFuncFlagFUNC_ALLOCATOR)
 	}
-	if a.Place.Offset == 0 {
+	if a.Place.Bare {
 		b.Flags |= uint32(bpf.CurrentFuncFlagFUNC_AT_ENTRY)
 	}
 	if f.Op == allocator.Alloc && callsNoOther(a.Family) {

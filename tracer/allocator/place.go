@@ -45,6 +45,9 @@ type Placement struct {
 	// Moved says where arguments are at the probe that have left their own registers: argument position to the
 	// position whose register holds the value there (ArgRAX for rax). Most often it is empty.
 	Moved map[int]int `json:"moved,omitempty"`
+	// Bare: the registers that belong to the caller are as at the entry too, so that the function's own frame can be
+	// left without its unwind table (musl's allocator has none).
+	Bare bool `json:"-"`
 }
 
 // ArgRAX stands for register rax where a position of an argument is asked for; only with Rules.RAX.
@@ -58,20 +61,21 @@ func Place(c Code, args []int, rules Rules) Placement {
 		return placeArm64(c)
 	}
 	if c.Machine != elf.EM_X86_64 {
-		return Placement{Why: "no placement for this architecture: the entry"}
+		return Placement{Bare: true, Why: "no placement for this architecture: the entry"}
 	}
 	body := c.body()
 	first, ok := decode(body)
 	if !ok {
-		return Placement{Instruction: "(unknown)", Why: "the entry cannot be decoded: probed there, at the cost of a single step"}
+		return Placement{Instruction: "(unknown)", Bare: true, Why: "the entry cannot be decoded: probed there, at the cost of a single step"}
 	}
 	stay := func(format string, a ...any) Placement {
 		return Placement{
 			Instruction: first.text,
+			Bare:        true,
 			Why:         "single-stepped at the entry, about 15 times the cost of an emulated probe: " + fmt.Sprintf(format, a...),
 		}
 	}
-	held := holdArguments(args)
+	held, bare := holdArguments(args), true
 	limit := maxStretch
 	if c.Size != 0 {
 		limit = min(limit, int(min(c.Size, maxStretch)))
@@ -85,7 +89,7 @@ func Place(c Code, args []int, rules Rules) Placement {
 			return stay("the instruction at +%d reaches beyond the function", offset)
 		}
 		if in.emulated(rules) {
-			p := Placement{Offset: uint64(offset), Instruction: in.text, Emulated: true, Why: "the entry is emulated"}
+			p := Placement{Offset: uint64(offset), Instruction: in.text, Emulated: true, Bare: bare, Why: "the entry is emulated"}
 			if offset == 0 {
 				return p
 			}
@@ -101,6 +105,7 @@ func Place(c Code, args []int, rules Rules) Placement {
 		if why := in.blocks(held); why != "" {
 			return stay("%s at +%d %s", in.text, offset, why)
 		}
+		bare = bare && !in.writesCallers()
 		offset += in.size
 	}
 	return stay("nothing emulated in its first %d bytes", limit)
@@ -316,6 +321,8 @@ const (
 	regCX registers = 1 << 1
 	regDX registers = 1 << 2
 	regSP registers = 1 << 4
+
+	calleeSaved registers = 1<<3 | 1<<5 | 0xf<<12
 )
 
 // argumentRegisters are those of the System V calling convention; later arguments are on the stack, which is at its
@@ -513,15 +520,20 @@ func (in instruction) writes(how effect) registers {
 	return 0
 }
 
+// writesCallers tells whether a passable instruction writes a register that the caller gets back: rbx, rbp, r12 to r15.
+func (in instruction) writesCallers() bool {
+	return !in.nop && in.writes(passable[in.inst.Op])&calleeSaved != 0
+}
+
 // placeArm64 keeps the probe at the entry: every instruction has the same size and most prologues are single-stepped
 // wherever the probe goes.
 func placeArm64(c Code) Placement {
 	body := c.body()
 	if len(body) < 4 {
-		return Placement{Instruction: "(unknown)", Why: "the entry cannot be decoded"}
+		return Placement{Instruction: "(unknown)", Bare: true, Why: "the entry cannot be decoded"}
 	}
 	word := binary.LittleEndian.Uint32(body)
-	p := Placement{Instruction: fmt.Sprintf(".word %#x", word), Why: "the entry: no other place is known to be cheaper on arm64"}
+	p := Placement{Instruction: fmt.Sprintf(".word %#x", word), Bare: true, Why: "the entry: no other place is known to be cheaper on arm64"}
 	if inst, err := arm64asm.Decode(body[:4]); err == nil {
 		p.Instruction = strings.ToLower(arm64asm.GNUSyntax(inst))
 	}

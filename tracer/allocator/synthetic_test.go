@@ -111,6 +111,8 @@ var pieces = []piece{
 	{code: "\x48\x89\xf7", copies: [2]string{"rsi", "rdi"}}, // mov %rsi,%rdi
 	{code: "\x49\x89\xf8", copies: [2]string{"rdi", "r8"}},  // mov %rdi,%r8
 	{code: "\x48\x89\xf8", copies: [2]string{"rdi", "rax"}}, // mov %rdi,%rax
+	{code: "\x48\x89\xfb", copies: [2]string{"rdi", "rbx"}}, // mov %rdi,%rbx, which is the caller's
+	{code: "\x45\x31\xe4", writes: "r12"},                   // xor %r12d,%r12d: the caller's too
 	{code: "\x48\x83\xec\x08", ends: true},                  // sub $8,%rsp
 	{code: "\x48\x89\x3c\x24", ends: true},                  // mov %rdi,(%rsp): over the return address
 	{code: "\x48\x87\xfe", ends: true},                      // xchg %rdi,%rsi
@@ -157,10 +159,27 @@ func TestPlacementProperty(t *testing.T) {
 				t.Fatalf("%x: argument %d is said to be at %d, it is in %v", code[:size], a, at, where[a])
 			}
 		}
+		if want := bare(chosen, int(got.Offset)); got.Bare != want {
+			t.Fatalf("%x at +%d: bare %v, want %v", code[:size], got.Offset, got.Bare, want)
+		}
 		if got.Instruction == "" || got.Why == "" {
 			t.Fatal("not explained")
 		}
 	})
+}
+
+// bare tells whether no piece before the offset writes a register of the caller's.
+func bare(chosen []piece, offset int) bool {
+	for _, p := range chosen {
+		if offset <= 0 {
+			break
+		}
+		if p.writes == "r12" || p.copies[1] == "rbx" {
+			return false
+		}
+		offset -= len(p.code)
+	}
+	return true
 }
 
 // expected walks the pieces with named registers. Code that jumps back into the stretch cannot come out of the pieces:
@@ -172,7 +191,7 @@ func expected(chosen []piece, args []int) (offset int, emulated bool, where map[
 	for _, p := range chosen {
 		if p.emulated {
 			for _, a := range args {
-				if !slices.ContainsFunc(where[a], func(r string) bool { return r != "rax" }) {
+				if !slices.ContainsFunc(where[a], func(r string) bool { return r != "rax" && r != "rbx" }) {
 					return 0, false, home
 				}
 			}
