@@ -3,6 +3,7 @@ package profile
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -75,12 +76,14 @@ func Decode(p *pprof.Profile) (*Snapshot, error) {
 	d.s.Stacks = make([]*Stack, 0, len(p.Sample))
 	if d.intact {
 		d.packed = unpacker{data: d.rec.Stacks, labels: d.rec.Labels}
+		d.blocks = unpacker{data: d.rec.Blocks}
+		d.s.HasBlocks = d.rec.HasBlocks
 	}
 	for _, sample := range p.Sample {
 		d.stack(sample)
 	}
-	if d.packed.err != nil {
-		return nil, fmt.Errorf("decode the profile's record: %w", d.packed.err)
+	if err := cmp.Or(d.packed.err, d.blocks.err); err != nil {
+		return nil, fmt.Errorf("decode the profile's record: %w", err)
 	}
 	return d.s, nil
 }
@@ -132,6 +135,7 @@ type decoder struct {
 	rec       *record // nil when there is none, or several
 	intact    bool    // rec's positions and ids belong to this file's tables
 	packed    unpacker
+	blocks    unpacker
 	columns   [4]int
 	mappings  map[*pprof.Mapping]*Mapping
 	locations map[*pprof.Location]*Location
@@ -236,6 +240,10 @@ func (d *decoder) stack(sample *pprof.Sample) {
 	d.s.Stacks = append(d.s.Stacks, stack)
 	if d.intact {
 		d.packed.fill(stack)
+		stack.Content = d.rec.Contents[len(d.s.Stacks)-1]
+		if d.s.HasBlocks {
+			stack.Blocks = d.blocks.blocks()
+		}
 		return
 	}
 	stack.Complete = !endsCut(stack.Frames)

@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 )
@@ -156,6 +157,9 @@ func reconciliationToJSON(r *Reconciliation) *reconciliationJSON {
 	}
 	return out
 }
+
+// GroupJSON is a group as it stands among the stacks of WriteJSON's document.
+func GroupJSON(g *Group) (json.RawMessage, error) { return json.Marshal(groupToJSON(g)) }
 
 func groupToJSON(g *Group) stackJSON {
 	out := stackJSON{

@@ -139,3 +139,45 @@ func (u *unpacker) fill(s *Stack) {
 		s.History[i] = p
 	}
 }
+
+// packBlocks appends the blocks of one sample: their count, then of each the distance from the one before, the size times
+// two, plus one where a weight follows (IEEE 754, 8 bytes).
+func packBlocks(b []byte, blocks []Block) []byte {
+	b = binary.AppendUvarint(b, uint64(len(blocks)))
+	last := uint64(0)
+	for _, block := range blocks {
+		weighted := uint64(0)
+		if block.Weight != 1 {
+			weighted = 1
+		}
+		b = binary.AppendUvarint(b, block.Addr-last)
+		b = binary.AppendUvarint(b, min(block.Size, 1<<62)<<1|weighted)
+		if weighted != 0 {
+			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(finite(block.Weight)))
+		}
+		last = block.Addr
+	}
+	return b
+}
+
+func (u *unpacker) blocks() []Block {
+	n := u.uvarint()
+	if n > uint64(len(u.data))/2 { // each takes at least two bytes
+		u.err = errPacked
+		return nil
+	}
+	if n == 0 {
+		return nil
+	}
+	blocks := make([]Block, n)
+	addr := uint64(0)
+	for i := range blocks {
+		addr += u.uvarint()
+		size := u.uvarint()
+		blocks[i] = Block{addr, size >> 1, 1}
+		if size&1 != 0 {
+			blocks[i].Weight = u.float()
+		}
+	}
+	return blocks
+}

@@ -43,6 +43,10 @@ type record struct {
 	Labels  []string          `json:"labels"`
 	// Stacks packs a stackRecord a sample: as JSON they would be most of the time that a large profile takes to open.
 	Stacks []byte `json:"stacks"`
+	// Contents are those of the samples that have any, by position. Blocks packs the blocks of all samples.
+	Contents  map[int][]Content `json:"contents,omitempty"`
+	HasBlocks bool              `json:"has_blocks,omitempty"`
+	Blocks    []byte            `json:"blocks,omitempty"`
 }
 
 // Write writes the snapshot as a gzipped pprof file.
@@ -91,7 +95,9 @@ func newEncoder(s *Snapshot) *encoder {
 			Period:            int64(max(s.SampleBytes, 1)),
 			DurationNanos:     s.Duration().Nanoseconds(),
 		},
-		record:    record{documentHead: headOf(s), Marks: map[uint64]string{}, Labels: []string{}},
+		record: record{
+			documentHead: headOf(s), Marks: map[uint64]string{}, Labels: []string{}, Contents: map[int][]Content{}, HasBlocks: s.HasBlocks,
+		},
 		labels:    processLabels(s.Processes),
 		mappings:  map[*Mapping]*pprof.Mapping{},
 		locations: map[*Location]*pprof.Location{},
@@ -157,10 +163,14 @@ func (e *encoder) add(stack *Stack) {
 	}
 	if len(stack.Content) > 0 {
 		sample.Label["content"] = []string{valid(stack.Content[0].Shape)}
+		e.record.Contents[len(e.p.Sample)] = stack.Content
 	}
 	e.p.Sample = append(e.p.Sample, sample)
 
 	e.record.pack(stack)
+	if e.record.HasBlocks {
+		e.record.Blocks = packBlocks(e.record.Blocks, stack.Blocks)
+	}
 }
 
 func (e *encoder) location(l *Location) *pprof.Location {

@@ -83,11 +83,16 @@ func drawSnapshot(r *rapid.T) *Snapshot {
 	point := rapid.Custom(func(r *rapid.T) Point {
 		return Point{span.Draw(r, "at"), count.Draw(r, "ao"), count.Draw(r, "ab"), count.Draw(r, "fo"), count.Draw(r, "fb")}
 	})
+	block := rapid.Custom(func(r *rapid.T) Block {
+		weight := rapid.OneOf(rapid.Just(1.0), rapid.Float64Range(1, 1e6)).Draw(r, "weight")
+		return Block{rapid.Uint64().Draw(r, "at"), rapid.Uint64Max(1<<62).Draw(r, "block size"), weight}
+	})
 	counter := rapid.SliceOfN(rapid.Custom(func(r *rapid.T) Counter {
 		return Counter{text.Draw(r, "name"), rapid.Uint64().Draw(r, "count"), text.Draw(r, "meaning")}
 	}), 0, 3)
 
 	s := &Snapshot{Command: text.Draw(r, "command"), SampleBytes: uint64(count.Draw(r, "R")), LossStated: rapid.Bool().Draw(r, "stated")}
+	s.HasBlocks = rapid.Bool().Draw(r, "with blocks")
 	s.Started = moment.Draw(r, "started")
 	s.Taken = s.Started.Add(time.Duration(count.Draw(r, "duration")))
 	s.Losses, s.Unwind = counter.Draw(r, "losses"), counter.Draw(r, "unwind")
@@ -119,6 +124,12 @@ func drawSnapshot(r *rapid.T) *Snapshot {
 		}
 		if rapid.Bool().Draw(r, "aged") {
 			stack.Ages = &Ages{span.Draw(r, "min"), span.Draw(r, "median"), span.Draw(r, "max"), count.Draw(r, "old")}
+		}
+		if rapid.Bool().Draw(r, "looked into") {
+			stack.Content = []Content{{text.Draw(r, "shape"), count.Draw(r, "blocks"), count.Draw(r, "bytes"), []string{text.Draw(r, "sample")}}}
+		}
+		if s.HasBlocks {
+			stack.Blocks = rapid.SliceOfN(block, 0, 4).Draw(r, "blocks")
 		}
 		s.Stacks = append(s.Stacks, stack)
 	}

@@ -47,6 +47,8 @@ type Snapshot struct {
 	Overhead *Overhead
 	// RSS is the resident memory by kind of range at the start and the end; nil when it was not read.
 	RSS *RSSChange
+	// HasBlocks says that the stacks carry the addresses of their blocks in use.
+	HasBlocks bool
 }
 
 // Duration is the length of the trace.
@@ -112,6 +114,15 @@ type Stack struct {
 	History []Point // figures at earlier moments of the trace, oldest first; may be empty
 	// Content says what is in the blocks in use, most bytes first; only when it was asked for.
 	Content []Content
+	// Blocks are the blocks in use in order of address; only when they were asked for (Snapshot.HasBlocks).
+	Blocks []Block
+}
+
+// Block is a block in use: where it is, and the size that was asked for.
+type Block struct {
+	Addr, Size uint64
+	// Weight is how many blocks of the target's this one stands for: 1 unless the trace sampled.
+	Weight float64
 }
 
 // Content is a set of blocks of one shape.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -18,6 +19,8 @@ type Options struct {
 	Class   func(word uint64) string
 	// MaxGroups bounds how many groups are told apart; 0 means 4096. Blocks beyond are counted in groups named "other".
 	MaxGroups int
+	// NoStrings leaves out the most frequent strings, which are most of a group's memory.
+	NoStrings bool
 }
 
 const (
@@ -74,6 +77,7 @@ type group struct {
 	shape    Shape
 	count    uint64
 	bytes    uint64
+	estimate [2]float64 // blocks and bytes that weighted blocks add to count and bytes
 	min, max uint64
 	looked   uint64
 	samples  []rawSample
@@ -98,14 +102,21 @@ func NewGrouper(opt Options) *Grouper {
 }
 
 // Add counts one block: its address, its size, and its bytes or the first of them. The bytes are not kept.
-func (g *Grouper) Add(key, addr, size uint64, b []byte) {
+func (g *Grouper) Add(key, addr, size uint64, b []byte) { g.AddWeighted(key, addr, size, 1, b) }
+
+// AddWeighted counts a block of a sample, which stands for weight blocks.
+func (g *Grouper) AddWeighted(key, addr, size uint64, weight float64, b []byte) {
 	f := g.c.find(b)
 	gr := g.group(key, size, &f)
 	gr.count++
 	gr.bytes += size
 	gr.min, gr.max = min(gr.min, size), max(gr.max, size)
+	if weight != 1 {
+		gr.estimate[0] += weight - 1
+		gr.estimate[1] += (weight - 1) * float64(size)
+	}
 	g.addSample(gr, mix(addr), &f, b)
-	if gr.looked < 256 || gr.count%32 == 0 {
+	if !g.opt.NoStrings && (gr.looked < 256 || gr.count%32 == 0) {
 		gr.looked++
 		g.addStrings(gr, &f, b)
 	}
@@ -287,6 +298,8 @@ func (gr *group) merge(o *group) {
 	gr.count += o.count
 	gr.bytes += o.bytes
 	gr.looked += o.looked
+	gr.estimate[0] += o.estimate[0]
+	gr.estimate[1] += o.estimate[1]
 	gr.min, gr.max = min(gr.min, o.min), max(gr.max, o.max)
 	if o.shape.Detail < gr.shape.Detail { // two orders of the same keys: choose without regard to who came first
 		gr.shape.Detail = o.shape.Detail
@@ -308,7 +321,7 @@ func (g *Grouper) Groups() []Group {
 	out := make([]Group, 0, len(g.groups))
 	for id, gr := range g.groups {
 		one := Group{
-			Key: id.key, Shape: gr.shape, ID: id.String(), Count: gr.count, Bytes: gr.bytes, MinSize: gr.min, MaxSize: gr.max,
+			Key: id.key, Shape: gr.shape, ID: id.String(), Count: gr.count + round(gr.estimate[0]), Bytes: gr.bytes + round(gr.estimate[1]), MinSize: gr.min, MaxSize: gr.max,
 			Looked: gr.looked, Strings: gr.topStrings(),
 		}
 		for _, s := range gr.samples {
@@ -324,6 +337,8 @@ func (g *Grouper) Groups() []Group {
 	})
 	return out
 }
+
+func round(v float64) uint64 { return uint64(math.Round(max(v, 0))) }
 
 func (gr *group) topStrings() []StringCount {
 	var top []StringCount
