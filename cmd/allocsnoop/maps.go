@@ -103,24 +103,32 @@ func (f *mapsFlags) run(w io.Writer, pid int) error {
 
 func (f *mapsFlags) print(w io.Writer, pid int, ranges []memory.RangeUsage) error {
 	ids := buildIDs(pid, ranges)
-	if f.json {
-		doc := memory.NewSnapshot(pid, memory.FS{}.State(pid).Comm, time.Now(), ranges)
-		for i := range doc.Ranges {
-			doc.Ranges[i].BuildID = ids[fileOf(&ranges[i].Range)]
-		}
-		out := json.NewEncoder(w)
-		out.SetIndent("", "  ")
-		return out.Encode(doc)
-	}
 	rows := make([]mapsRow, len(ranges))
 	for i := range ranges {
 		rows[i].RangeUsage = ranges[i]
 	}
 	f.order(rows, "address")
+	if f.json {
+		doc := newMapsDocument(pid, memory.FS{}.State(pid).Comm, rows)
+		for i := range doc.Ranges {
+			doc.Ranges[i].BuildID = ids[fileOf(&rows[i].Range)]
+		}
+		out := json.NewEncoder(w)
+		out.SetIndent("", "  ")
+		return out.Encode(doc)
+	}
 	printRanges(w, rows)
 	printKinds(w, ranges)
 	printFiles(w, ranges, ids)
 	return nil
+}
+
+func newMapsDocument(pid int, comm string, rows []mapsRow) *memory.Snapshot {
+	ranges := make([]memory.RangeUsage, len(rows))
+	for i := range rows {
+		ranges[i] = rows[i].RangeUsage
+	}
+	return memory.NewSnapshot(pid, comm, time.Now(), ranges)
 }
 
 func (f *mapsFlags) order(rows []mapsRow, usual string) {
@@ -277,9 +285,14 @@ func (f *mapsFlags) watchGrowth(w io.Writer, pid int, first []memory.RangeUsage)
 func (f *mapsFlags) printGrowth(w io.Writer, pid int, comm string, first, last, now []memory.RangeUsage, elapsed time.Duration) error {
 	growth, recent := memory.Growth(first, now), memory.Growth(last, now)
 	if f.json {
-		doc := memory.NewSnapshot(pid, comm, time.Now(), now)
+		rows := make([]mapsRow, len(now))
+		for i := range now {
+			rows[i] = mapsRow{now[i], growth[i], recent[i]}
+		}
+		f.order(rows, "address")
+		doc := newMapsDocument(pid, comm, rows)
 		for i := range doc.Ranges {
-			doc.Ranges[i].Growth = &growth[i]
+			doc.Ranges[i].Growth = &rows[i].growth
 		}
 		return json.NewEncoder(w).Encode(doc)
 	}

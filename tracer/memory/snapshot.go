@@ -1,9 +1,11 @@
 package memory
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -55,6 +57,7 @@ func ReadSnapshot(r io.Reader) (*Snapshot, []RangeUsage, error) {
 	if len(s.Ranges) == 0 {
 		return nil, nil, fmt.Errorf("parse snapshot: no ranges in it; it is made by allocsnoop maps PID --json")
 	}
+	slices.SortStableFunc(s.Ranges, func(a, b SnapshotRange) int { return cmp.Compare(a.Start, b.Start) })
 	var ranges []Range
 	usages := make([]RangeUsage, 0, len(s.Ranges))
 	for i := range s.Ranges {
