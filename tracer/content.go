@@ -2,99 +2,86 @@ package tracer
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
-	"github.com/allocsnoop/allocsnoop/profile/content"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/allocsnoop/allocsnoop/tracer/memory/heap"
 )
 
-const (
-	// maxContentBlocks bounds the blocks that are read of one stack; the figures of more are scaled up from them.
-	maxContentBlocks = 50_000
-	// maxContentRead is how much of a block says enough.
-	maxContentRead = 16 << 10
-	// maxContentShapes is how many shapes of one stack are kept.
-	maxContentShapes = 16
-)
-
-// heldBlock is a block in use: where it is and which stack made it.
-type heldBlock struct {
-	addr, size uint64
-}
-
-// AddContent reads the blocks in use of each stack of a snapshot out of the living processes, at their exact bounds, and
-// notes what they hold. To be called after Stop; blocks that the target has freed since read as whatever is there now.
-func (t *Tracer) AddContent(s *profile.Snapshot, noRedact bool) error {
-	held := map[stackKey]map[profile.Kind][]heldBlock{}
+// AddBlocks fills in the blocks in use of each stack of the newest snapshot. While the trace runs they may have changed
+// since the snapshot was taken.
+func (t *Tracer) AddBlocks(s *profile.Snapshot) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	held := map[bookKey][]profile.Block{}
+	now := t.nowNS()
 	err := eachEntry(t.programs.Live, func(k *bpf.LiveKey, v *bpf.Block) {
 		const kindShift = 57
-		key := stackKey{k.Proc, v.Stack}
-		if held[key] == nil {
-			held[key] = map[profile.Kind][]heldBlock{}
+		if age(now, v.Time) < t.options.OlderThan {
+			return
 		}
-		kind := t.kinds.name(uint32(k.Addr >> kindShift))
-		held[key][kind] = append(held[key][kind], heldBlock{k.Addr & (1<<kindShift - 1), v.Size})
+		b := profile.Block{Addr: k.Addr & (1<<kindShift - 1), Size: v.Size, Weight: 1}
+		if v.Prob != always {
+			b.Weight = (1 << 32) / float64(v.Prob)
+		}
+		key := bookKey{stackKey{k.Proc, v.Stack}, t.kinds.name(uint32(k.Addr >> kindShift)), ""}
+		held[key] = append(held[key], b)
 	})
 	if err != nil {
 		return fmt.Errorf("walk the blocks in use: %w", err)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	images := map[int]*memory.Process{}
-	defer func() {
-		for _, image := range images {
-			_ = image.Close()
+	for _, m := range t.members {
+		for _, p := range m.regions.pieces {
+			if !p.of.internal && age(now, p.of.time) >= t.options.OlderThan {
+				key := regionBookKey(m, p.of.key)
+				held[key] = append(held[key], profile.Block{Addr: p.start, Size: p.end - p.start, Weight: 1})
+			}
 		}
-	}()
-	var errs []error
+	}
+	s.HasBlocks = true
 	for _, st := range s.Stacks {
 		key, ok := t.keys[st]
-		blocks := held[key][st.Kind]
-		m := t.members[key.proc]
-		if !ok || len(blocks) == 0 || m == nil || m.ended {
+		if m := t.members[key.proc]; !ok || m == nil || m.execed {
 			continue
 		}
-		if images[m.pid] == nil {
-			image, err := memory.OpenProcess(m.pid)
-			if err != nil {
-				errs = append(errs, err)
-				m.ended = m.ended || errors.Is(err, memory.ErrGone)
-				continue
-			}
-			images[m.pid] = image
+		st.Blocks = held[key]
+		slices.SortFunc(st.Blocks, func(a, b profile.Block) int { return cmp.Compare(a.Addr, b.Addr) })
+	}
+	return nil
+}
+
+// AddContent reads the blocks in use of each stack out of the living processes, at their exact bounds, and notes what they
+// hold. It takes a snapshot with blocks, best after Stop: blocks that the target has freed since read as whatever is there now.
+func (t *Tracer) AddContent(ctx context.Context, s *profile.Snapshot, noRedact bool) error {
+	stacks := map[int][]*profile.Stack{}
+	t.mu.Lock()
+	for _, st := range s.Stacks {
+		if m := t.members[t.keys[st].proc]; m != nil && !m.ended && !m.execed {
+			stacks[m.pid] = append(stacks[m.pid], st)
 		}
-		st.Content = contentOf(images[m.pid], blocks, noRedact)
+	}
+	t.mu.Unlock()
+	var errs []error
+	for pid, of := range stacks {
+		errs = append(errs, addContent(ctx, pid, of, noRedact))
 	}
 	return errors.Join(errs...)
 }
 
-func contentOf(image *memory.Process, blocks []heldBlock, noRedact bool) []profile.Content {
-	// In the order of addresses the target's memory is read once through.
-	slices.SortFunc(blocks, func(a, b heldBlock) int { return cmp.Compare(a.addr, b.addr) })
-	step := (len(blocks) + maxContentBlocks - 1) / maxContentBlocks
-	grouper := content.NewGrouper(heap.NewSpace(image).ContentOptions(noRedact))
-	buffer := make([]byte, maxContentRead)
-	for i := 0; i < len(blocks); i += step {
-		b := blocks[i]
-		n, err := image.ReadAt(buffer[:min(b.size, maxContentRead)], int64(b.addr))
-		if err != nil && n == 0 && b.size > 0 {
-			continue
-		}
-		grouper.Add(0, b.addr, b.size, buffer[:n])
+func addContent(ctx context.Context, pid int, stacks []*profile.Stack, noRedact bool) error {
+	image, err := memory.OpenProcess(pid)
+	if errors.Is(err, memory.ErrGone) {
+		return nil // its blocks went with it
 	}
-	var shapes []profile.Content
-	for _, g := range grouper.Groups() {
-		if len(shapes) == maxContentShapes {
-			break
-		}
-		shapes = append(shapes, profile.Content{
-			Shape: g.Shape.String(), Blocks: int64(g.Count) * int64(step), Bytes: int64(g.Bytes) * int64(step), Samples: g.Samples,
-		})
+	if err != nil {
+		return err
 	}
-	return shapes
+	defer image.Close()
+	_, err = heap.Join(ctx, heap.NewSpace(image), nil, stacks, noRedact)
+	return err
 }

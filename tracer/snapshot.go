@@ -286,7 +286,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		s.Processes = append(s.Processes, &process)
 	}
 	lost := 0
-	t.keys = make(map[*profile.Stack]stackKey, len(books))
+	t.keys = make(map[*profile.Stack]bookKey, len(books))
 	for k, b := range books {
 		m := t.members[k.proc]
 		if m == nil {
@@ -296,7 +296,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		if t.stacks[k.stackKey] == nil {
 			lost++
 		}
-		t.keys[st] = k.stackKey
+		t.keys[st] = k
 		s.Stacks = append(s.Stacks, st)
 	}
 	slices.SortFunc(s.Stacks, func(a, b *profile.Stack) int { return int(min(max(b.InUseBytes()-a.InUseBytes(), -1), 1)) })

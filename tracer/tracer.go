@@ -43,7 +43,7 @@ type Tracer struct {
 	members  map[uint64]*member // by key, all that ever were
 	current  map[int]*member    // by pid, those that live
 	stacks   map[stackKey]*stack
-	keys     map[*profile.Stack]stackKey // of the last snapshot's stacks
+	keys     map[*profile.Stack]bookKey // of the last snapshot's stacks
 	notes    []string
 	events   []profile.Event
 	started  time.Time

@@ -23,9 +23,12 @@ import (
 // inspectFlags are what a person asks of inspect.
 type inspectFlags struct {
 	reachable, json, noRedact bool
-	diff, grep, hex           string
+	diff, grep, hex, stack    string
 	top                       int
 }
+
+// askRunning is the value of --stack without one.
+const askRunning = "running"
 
 func newInspectCommand() *cobra.Command {
 	var f inspectFlags
@@ -42,20 +45,32 @@ Samples are redacted: letters become x, digits 9; keys, tags and punctuation sta
 data each word is p (a pointer), 0, 9 (a number), x (text) or ? (anything else).`,
 		Example: `  allocsnoop inspect 942
   allocsnoop inspect 942 --reachable          # blocks that nothing points to
+  allocsnoop inspect 942 --stack              # which stack made what, by the trace that runs
+  allocsnoop inspect 942 --stack p.pb.gz      # the same by a trace with --blocks that has ended
   allocsnoop inspect new.dump --diff old.dump # what came between two dumps
   allocsnoop inspect 942 --json > old.json; sleep 600; allocsnoop inspect 942 --diff old.json
   allocsnoop inspect 942 --grep '"uid":\d+' --no-redact
   allocsnoop inspect 942 --hex 0x55d0c8a012a0`,
 		Args: func(_ *cobra.Command, args []string) error {
+			if f.stack != "" && len(args) == 2 {
+				return nil
+			}
 			if len(args) != 1 {
 				return usageErrorf("inspect takes one PID or FILE, not %d arguments", len(args))
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return runInspect(cmd, args[0], &f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.takeProfile(&args); err != nil {
+				return err
+			}
+			return runInspect(cmd, args[0], &f)
+		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.reachable, "reachable", false, "look for blocks in use that no variable, stack or other block points to")
+	flags.StringVar(&f.stack, "stack", "", "name the call stacks behind the blocks, by the running trace or by a `PROFILE`")
+	flags.Lookup("stack").NoOptDefVal = askRunning
 	flags.StringVar(&f.diff, "diff", "", "show what is new since `OLD`, a dump or a saved inspect --json")
 	flags.StringVar(&f.grep, "grep", "", "list where the regular expression `RE` matches, and in which block")
 	flags.StringVar(&f.hex, "hex", "", "show the bytes of the block that holds `ADDR`")
@@ -70,14 +85,17 @@ func runInspect(cmd *cobra.Command, target string, f *inspectFlags) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer cancel()
+	out := cmd.OutOrStdout()
+	if f.stack != "" && isProfile(target) {
+		return inspectProfile(out, target, f)
+	}
 	img, live, err := openImage(target)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer cancel()
-	out := cmd.OutOrStdout()
 	switch {
 	case re != nil:
 		err = inspectGrep(ctx, out, img, re, f)
@@ -95,13 +113,13 @@ func runInspect(cmd *cobra.Command, target string, f *inspectFlags) error {
 // check reads the flags that have a form of their own.
 func (f *inspectFlags) check() (re *regexp.Regexp, addr uint64, err error) {
 	asked := 0
-	for _, set := range []bool{f.grep != "", f.hex != "", f.diff != "" || f.reachable} {
+	for _, set := range []bool{f.grep != "", f.hex != "", f.stack != "", f.diff != "" || f.reachable} {
 		if set {
 			asked++
 		}
 	}
 	if asked > 1 {
-		return nil, 0, usageErrorf("--grep and --hex stand alone: each is another question than --diff and --reachable")
+		return nil, 0, usageErrorf("--grep, --hex and --stack stand alone: each is another question than --diff and --reachable")
 	}
 	if f.top < 1 {
 		return nil, 0, usageErrorf("--top %d: it is a number above 0", f.top)
@@ -149,15 +167,22 @@ func inspectAll(ctx context.Context, out io.Writer, img memory.Image, live bool,
 	if err != nil {
 		return err
 	}
+	trace, err := f.openTrace(ctx, img.Info(), live)
+	if err != nil {
+		return err
+	}
+	if trace != nil {
+		opt.Stacks = trace.Stacks
+	}
 	report, err := heap.Inspect(ctx, img, opt)
 	if err != nil {
 		return err
 	}
 	if f.json {
-		return writeJSON(out, report)
+		return writeJSON(out, inspectDocument{report, stackDocuments(trace)})
 	}
 	p := newInspectPrinter(out, f)
-	p.report(report, old)
+	p.report(report, old, trace)
 	return p.flush()
 }
 

@@ -49,7 +49,7 @@ func (p *inspectPrinter) flush() error {
 	return err
 }
 
-func (p *inspectPrinter) report(r *heap.Report, old *heap.Report) {
+func (p *inspectPrinter) report(r *heap.Report, old *heap.Report, trace *profile.Snapshot) {
 	p.title(r)
 	if r.Heap == nil {
 		p.line("no allocator that is known (glibc and jemalloc 5.3 are): showing pages instead of blocks")
@@ -63,6 +63,10 @@ func (p *inspectPrinter) report(r *heap.Report, old *heap.Report) {
 	}
 	if r.Leaks != nil {
 		p.leaks(r.Leaks)
+		return
+	}
+	if trace != nil {
+		p.joined(r, trace)
 		return
 	}
 	p.groups("blocks in use, by shape", "blocks", r.Groups)

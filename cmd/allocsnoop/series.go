@@ -19,7 +19,7 @@ type series struct {
 
 // write adds the next profile and removes the oldest beyond keep.
 func (s *series) write(r *traceRun) error {
-	snapshot, err := r.finish()
+	snapshot, err := r.finish(r.flags.blocks)
 	if err != nil {
 		return err
 	}
@@ -67,21 +67,26 @@ func writePerProcess(s *profile.Snapshot, base string) error {
 			continue // an earlier image of the same process
 		}
 		done[p.PID] = true
-		one := *s
-		one.Processes, one.Stacks = nil, nil
-		for _, q := range s.Processes {
-			if q.PID == p.PID {
-				one.Processes = append(one.Processes, q)
-			}
-		}
-		for _, st := range s.Stacks {
-			if st.PID == p.PID {
-				one.Stacks = append(one.Stacks, st)
-			}
-		}
-		if err := writeProfile(&one, siblingName(base, fmt.Sprint(p.PID))); err != nil {
+		if err := writeProfile(onlyProcess(s, p.PID), siblingName(base, fmt.Sprint(p.PID))); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// onlyProcess is a snapshot of one of its processes.
+func onlyProcess(s *profile.Snapshot, pid int) *profile.Snapshot {
+	one := *s
+	one.Processes, one.Stacks = nil, nil
+	for _, p := range s.Processes {
+		if p.PID == pid {
+			one.Processes = append(one.Processes, p)
+		}
+	}
+	for _, st := range s.Stacks {
+		if st.PID == pid {
+			one.Stacks = append(one.Stacks, st)
+		}
+	}
+	return &one
 }

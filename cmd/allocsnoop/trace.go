@@ -45,6 +45,7 @@ type traceFlags struct {
 	perProcess           bool
 	noInlines            bool
 	content, noRedact    bool
+	blocks               bool
 	debugDirs, debugURLs []string
 	own                  ownFunctions
 }
@@ -75,6 +76,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	s.StringArrayVar(&f.debugURLs, "debuginfod", nil, "`URL` of a debuginfod server (default: DEBUGINFOD_URLS)")
 	s.BoolVar(&f.content, "content", false, "also say what the blocks in use hold at the end, redacted")
 	s.BoolVar(&f.noRedact, "no-redact", false, "with --content: show the samples as they are")
+	s.BoolVar(&f.blocks, "blocks", false, "keep the addresses of the blocks in use in the profile, for inspect --stack")
 	s.BoolVar(&f.noInlines, "no-inlines", false, "do not name inlined calls")
 	s.StringVar(&f.readyFile, "ready-file", "", "`FILE` to create once the probes are live")
 	s.BoolVar(&f.debug, "debug", false, "print what only developers want to know")
@@ -222,6 +224,7 @@ type traceRun struct {
 	groups   <-chan cgroup.Event
 	command  []string      // to be started; empty when targets run already
 	child    *target.Child // started of it
+	door     *door         // where inspect --stack asks
 }
 
 func (r *traceRun) trace(ctx context.Context, out *output) error {
@@ -238,18 +241,25 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 	if err := r.watch(watching); err != nil {
 		return err
 	}
+	var err error
+	if r.door, err = openDoor(); err != nil {
+		r.progress.say("%v", err)
+	}
+	defer r.door.close()
 	if err := r.ready(); err != nil {
 		return err
 	}
 	interrupted := r.wait(ctx)
+	r.door.close()
 	r.warnOf(r.tracer.Stop())
 	r.progress.clear()
-	snapshot, err := r.finish()
+	snapshot, err := r.finish(r.flags.blocks || r.flags.content)
 	if err != nil {
 		return err
 	}
 	if r.flags.content {
-		r.warnOf(r.tracer.AddContent(snapshot, r.flags.noRedact))
+		r.warnOf(r.tracer.AddContent(context.Background(), snapshot, r.flags.noRedact))
+		snapshot.HasBlocks = r.flags.blocks
 	}
 	err = r.write(snapshot, out, interrupted)
 	if r.child == nil {
@@ -387,6 +397,8 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 			return false
 		case <-next:
 			r.warnOf(r.series.write(r))
+		case q := <-r.door.asked():
+			r.reply(q)
 		case e := <-r.groups:
 			if r.onGroup(e) {
 				return false
@@ -445,10 +457,16 @@ func (r *traceRun) checkSilence() {
 	r.progress.warn(text)
 }
 
-func (r *traceRun) finish() (*profile.Snapshot, error) {
+// finish makes a snapshot with names, and with the blocks in use when they are asked for.
+func (r *traceRun) finish(blocks bool) (*profile.Snapshot, error) {
 	snapshot, err := r.tracer.Snapshot()
 	if err != nil {
 		return nil, err
+	}
+	if blocks {
+		if err := r.tracer.AddBlocks(snapshot); err != nil {
+			return nil, err
+		}
 	}
 	err = r.tracer.Symbolize(context.Background(), snapshot, symbolize.Options{
 		DebugDirs: r.flags.debugDirs, DebuginfodURLs: debuginfodURLs(r.flags.debugURLs), NoInlines: r.flags.noInlines,

@@ -27,8 +27,9 @@ type Image interface {
 type Info struct {
 	PID     int
 	Comm    string
-	Exe     string // path as the target sees it; empty when unknown
-	Arch    string // as in GOARCH
+	Exe     string    // path as the target sees it; empty when unknown
+	Arch    string    // as in GOARCH
+	Started time.Time // of a live process, to a hundredth of a second; zero when unknown
 	Taken   time.Time
 	Auxv    []byte // as /proc/PID/auxv has it; empty when unknown
 	Threads []Thread

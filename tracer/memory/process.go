@@ -44,7 +44,7 @@ func (fs FS) OpenProcess(pid int) (*Process, error) {
 		p.Close()
 		return nil, err
 	}
-	p.info = Info{PID: pid, Comm: state.Comm, Arch: runtime.GOARCH, Taken: time.Now()}
+	p.info = Info{PID: pid, Comm: state.Comm, Arch: runtime.GOARCH, Started: startTime(state.StartTicks), Taken: time.Now()}
 	p.info.Exe, _ = os.Readlink(fs.Path(pid, "exe"))
 	p.info.Exe = strings.TrimSuffix(p.info.Exe, " (deleted)")
 	p.info.Auxv, _ = os.ReadFile(fs.Path(pid, "auxv"))
@@ -53,6 +53,16 @@ func (fs FS) OpenProcess(pid int) (*Process, error) {
 		p.info.Threads = append(p.info.Threads, Thread{TID: tid})
 	}
 	return p, nil
+}
+
+// startTime turns the ticks since boot that /proc/PID/stat has into a time.
+func startTime(ticks uint64) time.Time {
+	const ticksPerSecond = 100 // USER_HZ, which the kernel never changes
+	var up unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(time.Duration(ticks)*(time.Second/ticksPerSecond) - time.Duration(up.Nano()))
 }
 
 func (p *Process) open() (err error) {

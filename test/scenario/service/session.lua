@@ -46,6 +46,20 @@ function _M.session()
     ngx.print(sealed, "\n")
 end
 
+-- Many sessions in one request, for a worker that has to grow.
+function _M.batch()
+    local uid, n = tonumber(ngx.var.arg_uid), tonumber(ngx.var.arg_n)
+    if not uid or not n then
+        return ngx.exit(400)
+    end
+    for i = uid, uid + n - 1 do
+        if not seal(document(i)) then
+            return ngx.exit(500)
+        end
+    end
+    ngx.print(n, "\n")
+end
+
 local function traces()
     local n = 0
     while util.traceinfo(n + 1) do

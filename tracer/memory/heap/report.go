@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/profile/content"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 )
@@ -36,6 +37,8 @@ type Report struct {
 	New      []content.Group `json:"new,omitempty"`
 	NewTotal *Count          `json:"new_total,omitempty"`
 	Gone     *Count          `json:"gone_total,omitempty"` // in use there, but not any more
+	// Trace is filled when there are InspectOptions.Stacks; what their blocks hold is in the stacks.
+	Trace *Joined `json:"trace,omitempty"`
 
 	Seconds float64 `json:"seconds"`
 }
@@ -49,6 +52,8 @@ type InspectOptions struct {
 	Workers   int // 0 means 2
 	// Since is the heap of an older image: blocks that were not in use there are grouped by themselves.
 	Since *Heap
+	// Stacks are those of a trace, with their blocks: Inspect fills in their Content.
+	Stacks []*profile.Stack
 }
 
 // look is how much of a block is read to recognize it.
@@ -67,11 +72,18 @@ func Inspect(ctx context.Context, img memory.Image, opt InspectOptions) (*Report
 	switch {
 	case err == nil:
 		r.Heap, r.Total, r.Exact = h, h.Total(), h.Exact()
+	case !errors.Is(err, ErrNoAllocator):
+		return nil, err
+	}
+	if opt.Stacks != nil {
+		if r.Trace, err = Join(ctx, space, h, opt.Stacks, opt.NoRedact); err != nil {
+			return nil, err
+		}
+	}
+	if h != nil {
 		if err := r.group(ctx, opt); err != nil {
 			return nil, err
 		}
-	case !errors.Is(err, ErrNoAllocator):
-		return nil, err
 	}
 	if err := r.outside(ctx, space, opt); err != nil {
 		return nil, err
@@ -107,8 +119,14 @@ func (r *Report) group(ctx context.Context, opt InspectOptions) error {
 	all := make([]*worker, n)
 	workers := make([]func(Block, []byte), n)
 	for i := range all {
-		all[i] = &worker{all: newGrouper(r.Heap.space, opt.NoRedact), since: opt.Since}
-		if opt.Since != nil {
+		all[i] = &worker{all: newGrouper(r.Heap.space, opt.NoRedact)}
+		switch {
+		case opt.Since != nil:
+			all[i].old = opt.Since.same
+		case r.Trace != nil:
+			all[i].old = r.Trace.made
+		}
+		if all[i].old != nil {
 			all[i].fresh = newGrouper(r.Heap.space, opt.NoRedact)
 		}
 		workers[i] = all[i].add
@@ -120,9 +138,12 @@ func (r *Report) group(ctx context.Context, opt InspectOptions) error {
 		all[0].merge(w)
 	}
 	r.Groups, r.Unreadable = all[0].all.Groups(), all[0].lost
-	if opt.Since != nil {
+	switch {
+	case opt.Since != nil:
 		r.New, r.NewTotal = all[0].fresh.Groups(), &all[0].freshCount
 		r.Gone = opt.Since.missing(r.Heap)
+	case r.Trace != nil:
+		r.Trace.UntracedGroups, r.Trace.Untraced = all[0].fresh.Groups(), &all[0].freshCount
 	}
 	return nil
 }
@@ -130,12 +151,12 @@ func (r *Report) group(ctx context.Context, opt InspectOptions) error {
 // worker groups the blocks of one goroutine.
 type worker struct {
 	all, fresh       *content.Grouper
-	since            *Heap
+	old              func(Block) bool // blocks that do not belong to fresh
 	lost, freshCount Count
 }
 
 func (w *worker) add(b Block, data []byte) {
-	if w.since != nil && !w.since.same(b) {
+	if w.old != nil && !w.old(b) {
 		w.freshCount.add(b.Size)
 		w.fresh.Add(0, b.Addr, b.Size, data)
 	}
