@@ -44,13 +44,40 @@ func (p *printer) header(s *Snapshot, opt SummaryOptions) {
 		counted = "sampled, one block per " + FormatBytes(s.SampleBytes) + " on average"
 	}
 	p.wrap(0, text(bold, "%s", whoOf(s.Processes)), text(plain, " traced for %s, %s", formatSpan(s.Duration()), counted))
-	for _, m := range s.Processes {
-		if m.Exited {
-			p.wrap(2, text(yellow, "%s (pid %d) ended: %s", Sanitize(m.Comm), m.PID, cmp.Or(Sanitize(m.Exit), "exit status unknown")))
-		}
-	}
+	p.ended(s.Processes)
 	for _, note := range opt.Notes {
 		p.wrap(2, text(yellow, "%s", note))
+	}
+}
+
+// maxEnded is how many processes that ended are named one by one.
+const maxEnded = 8
+
+// ended says which processes came to an end, and how; of many, only those with an end of a rarer sort are named.
+func (p *printer) ended(processes []*Process) {
+	byEnd := map[string][]*Process{}
+	var ends []string
+	for _, m := range processes {
+		if !m.Exited {
+			continue
+		}
+		end := cmp.Or(Sanitize(m.Exit), "exit status unknown")
+		if byEnd[end] == nil {
+			ends = append(ends, end)
+		}
+		byEnd[end] = append(byEnd[end], m)
+	}
+	slices.SortStableFunc(ends, func(a, b string) int { return cmp.Compare(len(byEnd[a]), len(byEnd[b])) })
+	shown := 0
+	for _, end := range ends {
+		list := byEnd[end]
+		if shown += len(list); shown > maxEnded {
+			p.wrap(2, text(yellow, "%s processes ended: %s", count(int64(len(list))), end))
+			continue
+		}
+		for _, m := range list {
+			p.wrap(2, text(yellow, "%s (pid %d) ended: %s", Sanitize(m.Comm), m.PID, end))
+		}
 	}
 }
 
@@ -298,9 +325,7 @@ func (p *printer) quality(s *Snapshot) {
 		p.wrap(2, text(plain, "blocks from before the trace: %s freed, %s reallocated (now %s); not in the figures",
 			count(int64(f.Frees)), count(int64(f.Reallocs)), FormatBytes(f.ReallocBytes)))
 	}
-	for _, e := range s.Events {
-		p.wrap(4, text(plain, "at %s: %s", formatSpan(e.At), Sanitize(e.Text)))
-	}
+	p.events(s.Events)
 	for _, c := range s.Losses {
 		if c.Count > 0 {
 			p.wrap(4, text(red, "lost: %s %s", count(int64(c.Count)), Sanitize(c.Name)), text(plain, "%s", prefixed(", ", Sanitize(c.Meaning))))
@@ -313,6 +338,21 @@ func (p *printer) quality(s *Snapshot) {
 		p.wrap(4, text(plain, "%s", OverheadText(o, s.Duration())))
 		p.wrap(4, text(dim, "allocsnoop itself: %s of CPU time, %s of memory, %s of kernel maps",
 			formatSpan(o.TracerCPU), FormatBytes(o.TracerRSS), FormatBytes(o.MapBytes)))
+	}
+}
+
+// maxEvents is how many events are shown: the first half of them and the last.
+const maxEvents = 16
+
+func (p *printer) events(events []Event) {
+	for i, e := range events {
+		if skipped := len(events) - maxEvents; skipped > 0 && i >= maxEvents/2 && i < maxEvents/2+skipped {
+			if i == maxEvents/2 {
+				p.wrap(4, text(dim, "... %d more, which the profile and --json name", skipped))
+			}
+			continue
+		}
+		p.wrap(4, text(plain, "at %s: %s", formatSpan(e.At), Sanitize(e.Text)))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -205,5 +206,32 @@ func TestSecondsAreExact(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), new(seconds)); err == nil {
 			t.Errorf("%s was taken", text)
 		}
+	}
+}
+
+func TestManyProcessesThatEndedAreSummedUp(t *testing.T) {
+	s := &Snapshot{Started: time.Unix(0, 0), Taken: time.Unix(7, 0)}
+	for pid := range 101 {
+		end := "exited with status 0"
+		if pid == 53 {
+			end = "was killed by signal 9 (killed)"
+		}
+		s.Processes = append(s.Processes, &Process{PID: pid + 1, Comm: "worker", Exited: true, Exit: end})
+		s.Events = append(s.Events, Event{Text: fmt.Sprintf("event %d", pid)})
+	}
+	var out strings.Builder
+	if err := WriteSummary(&out, s, SummaryOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"worker (pid 54) ended: was killed by signal 9 (killed)\n", "100 processes ended: exited with status 0\n",
+		"event 7\n", "... 85 more, which the profile and --json name\n", "event 93\n", "event 100\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the summary lacks %q\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "event 8\n") || strings.Contains(out.String(), "event 92\n") {
+		t.Errorf("the summary names all events\n%s", out.String())
 	}
 }
