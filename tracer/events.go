@@ -1,7 +1,6 @@
 package tracer
 
 import (
-	"errors"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -42,13 +41,16 @@ func (t *Tracer) onEvent(raw []byte) {
 }
 
 func (t *Tracer) tryRefresh(m *member) {
-	if err := t.refresh(m); err != nil && !errors.Is(err, memory.ErrGone) && !gone(m.pid) {
+	if err := t.refresh(m); err != nil && !gone(m.pid) {
 		t.options.Warn(err.Error())
 	}
 }
 
-// gone tells whether a process has ended: then what could not be read of it is no news.
-func gone(pid int) bool { return unix.Kill(pid, 0) == unix.ESRCH }
+// gone tells whether a process has ended or is about to: then what could not be read of it is no news.
+func gone(pid int) bool {
+	state := memory.FS{}.State(pid)
+	return state.Letter == 0 || state.Gone()
+}
 
 func (t *Tracer) onFork(e *bpf.Event) {
 	parent, pid := t.current[int(e.Tgid)], int(e.Other)
@@ -57,6 +59,7 @@ func (t *Tracer) onFork(e *bpf.Event) {
 	}
 	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_SHARES_MM) != 0 {
 		t.current[pid] = parent // until it execs
+		parent.users++
 		return
 	}
 	m := parent.child(e.Proc, pid)
@@ -66,7 +69,12 @@ func (t *Tracer) onFork(e *bpf.Event) {
 	t.members[m.key] = m
 	t.current[pid] = m
 	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 || t.useSessions {
-		t.tryRefresh(m) // nothing was inherited: sessions never are, and uprobes only from the main thread
+		// Perhaps nothing was inherited: sessions never are, uprobes only from threads that were there when they were opened.
+		t.tryRefresh(m)
+		return
+	}
+	if hooks, err := keepEvents(pid); err == nil { // a process that has ended needs none
+		m.calls = append(m.calls, hooks...)
 	}
 }
 
@@ -84,12 +92,13 @@ func (t *Tracer) onExec(e *bpf.Event) {
 		// Probes are of the process, not of its image: what both images map stays probed without a gap.
 		m.calls, m.luas, m.opened = old.calls, old.luas, old.opened
 		old.calls, old.luas, old.opened = nil, nil, map[*probe]bool{}
-		t.end(old)
-		old.execed = true
+		old.execed = old.users == 1 // else its memory lives on
 	}
 	m.identify()
 	if old != nil {
+		m.clan = old.clan
 		m.process.Container = old.process.Container
+		t.leave(old)
 	}
 	t.members[m.key] = m
 	t.current[pid] = m
@@ -104,13 +113,33 @@ func (t *Tracer) onExit(e *bpf.Event) {
 	}
 	delete(t.current, pid)
 	if m.pid == pid {
-		t.end(m)
 		m.process.Exited = true
 		m.process.Exit = exitText(e.Other)
-		t.log("process %d (%s) %s", pid, m.process.Comm, m.process.Exit)
+		t.logExit(m, e.Other != 0)
 	}
+	t.leave(m)
 	if len(t.current) == 0 && !t.options.Service {
 		t.doneOnce.Do(func() { close(t.done) })
+	}
+}
+
+// maxExits bounds the log: a service may fork for days. How each process ended is in the profile all the same.
+const maxExits = 200
+
+func (t *Tracer) logExit(m *member, failed bool) {
+	most := maxExits
+	if failed {
+		most *= 2 // those are what a person looks for
+	}
+	if t.exits++; t.exits <= most {
+		t.log("process %d (%s) %s", m.pid, m.process.Comm, m.process.Exit)
+	}
+}
+
+// leave takes notice that a process no longer lives in a member's memory. The last one ends the member.
+func (t *Tracer) leave(m *member) {
+	if m.users--; m.users <= 0 {
+		t.end(m)
 	}
 }
 
@@ -123,7 +152,26 @@ func (t *Tracer) end(m *member) {
 	if m.space != nil {
 		t.tables.Release(m.space)
 	}
+	if heir := t.heir(m); heir != nil {
+		heir.luas, m.luas = append(heir.luas, m.luas...), nil
+		if !t.useSessions { // those are not inherited
+			heir.calls, m.calls = append(heir.calls, m.calls...), nil
+		}
+	}
 	t.closeLater(m.takeProbes())
+}
+
+// heir is a living member that has inherited the same probes; nil when there is none.
+func (t *Tracer) heir(m *member) *member {
+	if len(m.calls) == 0 && len(m.luas) == 0 {
+		return nil
+	}
+	for _, c := range t.current {
+		if c != m && c.clan == m.clan && !c.ended {
+			return c
+		}
+	}
+	return nil
 }
 
 func exitText(status uint32) string {

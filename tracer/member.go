@@ -29,10 +29,14 @@ type member struct {
 	space   *unwind.Space
 	regions *regions
 	brk     uint64
-	calls   []io.Closer     // probes of allocator functions
-	luas    []io.Closer     // probes of LuaJIT's entries
-	opened  map[*probe]bool // of the process: they outlive exec
-	placed  map[*probe]bool // whose places in this image are noted
+	// clan is the key of the member whose probes this one inherited, its own when it has probes of its own. The kernel takes
+	// inherited probes out when the first ones are closed, so that those outlive their process as long as there is an heir.
+	clan   uint64
+	users  int             // processes that live in its memory
+	calls  []io.Closer     // probes of allocator functions
+	luas   []io.Closer     // probes of LuaJIT's entries
+	opened map[*probe]bool // of the process: they outlive exec
+	placed map[*probe]bool // whose places in this image are noted
 	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
 	objects    map[*profile.Mapping]*object
 	allocators []codeRange
@@ -46,7 +50,7 @@ type codeRange struct{ start, end uint64 }
 
 func newMember(key uint64, pid int) *member {
 	return &member{
-		key: key, pid: pid, regions: newRegions(), opened: map[*probe]bool{}, placed: map[*probe]bool{}, objects: map[*profile.Mapping]*object{},
+		key: key, pid: pid, clan: key, users: 1, regions: newRegions(), opened: map[*probe]bool{}, placed: map[*probe]bool{}, objects: map[*profile.Mapping]*object{},
 		locations: map[uint64]*profile.Location{}, process: &profile.Process{PID: pid, Started: time.Now()},
 	}
 }
@@ -63,7 +67,7 @@ func (m *member) identify() {
 // child is the member that a fork makes: it has its parent's memory, but nothing that was counted for the parent.
 func (m *member) child(key uint64, pid int) *member {
 	c := newMember(key, pid)
-	c.brk = m.brk
+	c.clan, c.brk = m.clan, m.brk
 	c.process.Comm, c.process.Exe, c.process.Container = m.process.Comm, m.process.Exe, m.process.Container
 	c.inForce = m.inForce
 	c.allocators = slices.Clone(m.allocators)
@@ -199,7 +203,9 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 		}
 		o, err := t.files.open(m.pid, r)
 		if err != nil {
-			t.options.Warn(err.Error())
+			if !gone(m.pid) {
+				t.options.Warn(err.Error())
+			}
 			continue
 		}
 		objects[o.id] = o
@@ -279,12 +285,15 @@ func (t *Tracer) openProbes(m *member, list []*probe) error {
 		}
 		return nil
 	}
+	if len(list) == 0 {
+		return nil
+	}
+	calls, err := t.probes.openAll(list, m.pid)
+	if err != nil {
+		return err
+	}
+	m.calls = append(m.calls, calls...)
 	for _, p := range list {
-		hooks, err := t.probes.open(p, m.pid)
-		if err != nil {
-			return err
-		}
-		m.calls = append(m.calls, hooks...)
 		m.opened[p] = true
 	}
 	return nil
@@ -312,7 +321,7 @@ func (t *Tracer) probeLua(m *member, ranges []memory.Range) error {
 			if m.opened[p] {
 				continue
 			}
-			hooks, err := t.probes.open(p, m.pid)
+			hooks, err := t.probes.openAll([]*probe{p}, m.pid)
 			if err != nil {
 				return err
 			}

@@ -3,9 +3,11 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -47,8 +49,50 @@ func openTracepoint(id uint64, pid int, inherit bool) (int, error) {
 	}
 	if inherit {
 		attr.Bits |= unix.PerfBitInherit
+		if keepsEvents() {
+			attr.Sample_type = readingSample
+		}
 	}
 	return unix.PerfEventOpen(&attr, pid, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
+}
+
+// When a CPU goes from a process to its child, or to another child of the same parent, and both have the same inherited
+// events, the kernel exchanges the events rather than to switch them. A uprobe's event stays bound to the memory of the
+// process that it was made for, and ends with the process that it has come to: the probes of a child would vanish when its
+// sibling ends. Events that read their counts with each sample are not exchanged (6.13); no sample is ever taken here.
+const readingSample = unix.PERF_SAMPLE_READ | unix.PERF_SAMPLE_TID
+
+// keepsEvents tells whether the kernel knows inherited events that are not exchanged.
+var keepsEvents = sync.OnceValue(func() bool {
+	attr := dummyEvent()
+	attr.Bits |= unix.PerfBitInherit
+	attr.Sample_type = readingSample
+	fd, err := unix.PerfEventOpen(&attr, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd)
+	return true
+})
+
+func dummyEvent() unix.PerfEventAttr {
+	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_DUMMY, Bits: unix.PerfBitDisabled}
+	attr.Size = uint32(unsafe.Sizeof(attr))
+	return attr
+}
+
+// keepEvents keeps a process's inherited events from being exchanged with those of its children and siblings where they do
+// not do so themselves: an event that is not inherited makes the two sets differ.
+func keepEvents(pid int) ([]io.Closer, error) {
+	if keepsEvents() {
+		return nil, nil
+	}
+	attr := dummyEvent()
+	fd, err := unix.PerfEventOpen(&attr, pid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("keep the events of process %d: %w", pid, err)
+	}
+	return []io.Closer{&hook{perf: fd, link: -1}}, nil
 }
 
 // attachTracepoint puts prog on the tracepoint with the given id, on all CPUs.

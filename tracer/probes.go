@@ -6,10 +6,12 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
@@ -164,21 +166,61 @@ func (s *probes) event(p *probe, suffix, path string, offset uint64, prog *ebpf.
 	return id, nil
 }
 
-// open puts the probe into a process.
-func (s *probes) open(p *probe, pid int) ([]io.Closer, error) {
-	if err := s.events(p); err != nil {
-		return nil, err
-	}
+// maxThreads bounds the threads of one process that get events of their own, at about 30 file descriptors each.
+const maxThreads = 256
+
+// openAll puts probes into a process. One event would do for all of its threads, but it serves only what its own thread
+// forks, and it ends with its thread, even if the process lives on. So every thread gets events; those that it makes
+// later inherit them.
+func (s *probes) openAll(list []*probe, pid int) ([]io.Closer, error) {
 	var hooks []io.Closer
-	for _, id := range []uint64{p.entry, p.ret} {
-		if id == 0 {
-			continue
+	for _, tid := range s.threads(pid) {
+		fresh, err := s.openThread(list, tid)
+		hooks = append(hooks, fresh...)
+		if err != nil && (tid == pid || !errors.Is(err, unix.ESRCH)) {
+			return nil, errors.Join(fmt.Errorf("probe process %d: %w", pid, err), closeAll(hooks))
 		}
-		perf, err := openTracepoint(id, pid, s.inherit)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open probe of %s in process %d: %w", p.allocator.Name, pid, err), closeAll(hooks))
+	}
+	return hooks, nil
+}
+
+// threads are the threads of a process, the main one first; only that where children are not followed.
+func (s *probes) threads(pid int) []int {
+	list := []int{pid}
+	if !s.inherit {
+		return list
+	}
+	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)) // none: it is gone, as opening will tell
+	for _, e := range entries {
+		if tid, err := strconv.Atoi(e.Name()); err == nil && tid != pid && len(list) < maxThreads {
+			list = append(list, tid)
 		}
-		hooks = append(hooks, &hook{perf: perf, link: -1})
+	}
+	return list
+}
+
+func (s *probes) openThread(list []*probe, tid int) ([]io.Closer, error) {
+	var hooks []io.Closer
+	if s.inherit {
+		var err error
+		if hooks, err = keepEvents(tid); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range list {
+		if err := s.events(p); err != nil {
+			return hooks, err
+		}
+		for _, id := range []uint64{p.entry, p.ret} {
+			if id == 0 {
+				continue
+			}
+			perf, err := openTracepoint(id, tid, s.inherit)
+			if err != nil {
+				return hooks, fmt.Errorf("open probe of %s: %w", p.allocator.Name, err)
+			}
+			hooks = append(hooks, &hook{perf: perf, link: -1})
+		}
 	}
 	return hooks, nil
 }

@@ -46,6 +46,7 @@ type Tracer struct {
 	keys     map[*profile.Stack]bookKey // of the last snapshot's stacks
 	notes    []string
 	events   []profile.Event
+	exits    int // processes that ended
 	started  time.Time
 	startNS  uint64 // CLOCK_MONOTONIC
 	stopped  time.Time
