@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"path"
 	"slices"
@@ -19,17 +17,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Named is a running or stopped container that a runtime knows by name.
+// Named is a running or stopped container that a runtime knows.
 type Named struct {
 	ID    string
-	Names []string // without Docker's leading slash; for Kubernetes "container", "pod/container" and "namespace/pod/container"
+	Names []string // without Docker's leading slash; for Kubernetes see kubernetesNames
+	// PID is the container's first process, where a runtime tells; 0 otherwise.
+	PID int
 }
 
-// Names asks the container runtimes of a machine for their containers. Docker and Podman answer on their sockets;
-// containerd and CRI-O, whose sockets speak gRPC, keep the same facts in files beside each running container.
+// Names asks the container runtimes of a machine for their containers: Docker and Podman by HTTP on their sockets,
+// containerd and CRI-O by gRPC on theirs. What is not running, or does not answer, is looked up in the files that runtimes
+// keep beside their containers.
 type Names struct {
 	// Root is the root directory of the machine, for a tracer that itself runs in a container; "/" when empty.
 	Root string
+	// Env looks up the variables with which people tell clients of runtimes about sockets; os.Getenv when nil.
+	Env func(string) string
 }
 
 // limits of what runtimes may say, against a file or a socket that somebody else put there.
@@ -42,21 +45,10 @@ const (
 
 // List is every container that a runtime knows. An error of one runtime is returned beside what the others said.
 func (n Names) List(ctx context.Context) ([]Named, []error) {
-	var all []Named
-	var errs []error
+	all, errs := n.askAll(ctx)
 	add := func(list []Named, err error) {
 		all = append(all, list...)
 		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-	for _, socket := range []string{"/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock"} {
-		list, err := n.ask(ctx, socket)
-		if len(list) > 0 || err == nil {
-			add(list, err)
-			break
-		}
-		if !os.IsNotExist(err) {
 			errs = append(errs, err)
 		}
 	}
@@ -65,6 +57,7 @@ func (n Names) List(ctx context.Context) ([]Named, []error) {
 		add(n.storage(dir + "/containers.json"))
 	}
 	add(n.bundles())
+	add(n.states())
 	return merge(all), errs
 }
 
@@ -73,37 +66,6 @@ func (n Names) root() string {
 		return "/"
 	}
 	return n.Root
-}
-
-// ask speaks Docker's protocol, which Podman's service speaks too.
-func (n Names) ask(ctx context.Context, socket string) ([]Named, error) {
-	fd, err := rootfs.OpenPath(n.root(), socket)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		// Through the handle: the name could lead out of the root by now.
-		return (&net.Dialer{}).DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: askTimeout}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://runtime/containers/json?all=1", nil)
-	if err != nil {
-		return nil, err
-	}
-	answer, err := client.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("ask %s for its containers: %w", socket, err)
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask %s for its containers: %s", socket, answer.Status)
-	}
-	list, err := parseDockerList(io.LimitReader(answer.Body, maxAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("ask %s for its containers: %w", socket, err)
-	}
-	return list, nil
 }
 
 // parseDockerList reads the answer to GET /containers/json.
@@ -141,7 +103,7 @@ func (n Names) docker() ([]Named, error) {
 			continue
 		}
 		names := append(kubernetesNames(config.Config.Labels), strings.TrimPrefix(config.Name, "/"))
-		out = append(out, Named{config.ID, names})
+		out = append(out, Named{ID: config.ID, Names: names})
 	}
 	return out, nil
 }
@@ -158,7 +120,7 @@ func (n Names) storage(name string) ([]Named, error) {
 	}
 	var out []Named
 	for _, c := range list {
-		out = append(out, Named{c.ID, c.Names})
+		out = append(out, Named{ID: c.ID, Names: c.Names})
 	}
 	return out, err
 }
@@ -186,7 +148,7 @@ func (n Names) bundles() ([]Named, error) {
 					continue
 				}
 				if names := kubernetesNames(config.Annotations); len(names) > 0 {
-					out = append(out, Named{id, names})
+					out = append(out, Named{ID: id, Names: names})
 				}
 			}
 		}
@@ -194,7 +156,25 @@ func (n Names) bundles() ([]Named, error) {
 	return out, nil
 }
 
-// kubernetesNames are the names in labels or annotations, in the three spellings a person may use.
+// states reads where runc and crun note the containers that were started without any runtime above them.
+func (n Names) states() ([]Named, error) {
+	var out []Named
+	for dir, file := range map[string]string{"/run/runc": "state.json", "/run/crun": "status"} {
+		for _, id := range n.entries(dir) {
+			var state struct {
+				PID  int `json:"pid"`              // crun
+				Init int `json:"init_process_pid"` // runc
+			}
+			if n.readJSON(path.Join(dir, id, file), &state) == nil {
+				out = append(out, Named{ID: id, PID: max(state.PID, state.Init)})
+			}
+		}
+	}
+	return out, nil
+}
+
+// kubernetesNames are the names in labels or annotations, in all spellings that a person may use: "container",
+// "pod/container", "namespace/pod/container", and for all containers of a pod "pod" and "namespace/pod".
 func kubernetesNames(labels map[string]string) []string {
 	first := func(keys ...string) string {
 		for _, key := range keys {
@@ -212,9 +192,9 @@ func kubernetesNames(labels map[string]string) []string {
 	}
 	names := []string{container}
 	if pod != "" {
-		names = append(names, pod+"/"+container)
+		names = append(names, pod+"/"+container, pod)
 		if namespace != "" {
-			names = append(names, namespace+"/"+pod+"/"+container)
+			names = append(names, namespace+"/"+pod+"/"+container, namespace+"/"+pod)
 		}
 	}
 	return names
@@ -258,6 +238,7 @@ func merge(all []Named) []Named {
 			out = append(out, Named{ID: c.ID})
 			i = len(out) - 1
 		}
+		out[i].PID = max(out[i].PID, c.PID)
 		for _, name := range c.Names {
 			if name != "" && !slices.Contains(out[i].Names, name) {
 				out[i].Names = append(out[i].Names, name)

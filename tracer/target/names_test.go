@@ -67,7 +67,7 @@ func TestDockerIsAskedOnItsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, errs := Names{Root: root}.List(t.Context())
-	want := []Named{{id64, []string{"app", "web-7/app", "prod/web-7/app", "web"}}}
+	want := []Named{{ID: id64, Names: []string{"app", "web-7/app", "web-7", "prod/web-7/app", "prod/web-7", "web"}}}
 	if diff := cmp.Diff(want, list); diff != "" || len(errs) > 0 {
 		t.Errorf("%s errors %v", diff, errs)
 	}
@@ -86,11 +86,11 @@ func TestWithoutASocketTheFilesOfEachRuntimeAreRead(t *testing.T) {
 	put(t, root, "run/containerd/io.containerd.runtime.v2.task/k8s.io/broken/config.json", `{"annotations":`)
 	list, errs := Names{Root: root}.List(t.Context())
 	want := []Named{
-		{id("a"), []string{"docker-web"}},
-		{id("b"), []string{"podman-web"}},
-		{id("c"), []string{"app", "web-9/app", "prod/web-9/app"}},
-		{"nerd", []string{"nerd-web"}},
-		{id("d"), []string{"crio-app", "web-3/crio-app"}},
+		{ID: id("a"), Names: []string{"docker-web"}},
+		{ID: id("b"), Names: []string{"podman-web"}},
+		{ID: id("c"), Names: []string{"app", "web-9/app", "web-9", "prod/web-9/app", "prod/web-9"}},
+		{ID: "nerd", Names: []string{"nerd-web"}},
+		{ID: id("d"), Names: []string{"crio-app", "web-3/crio-app", "web-3"}},
 	}
 	if diff := cmp.Diff(want, list); diff != "" || len(errs) > 0 {
 		t.Errorf("%s errors %v", diff, errs)

@@ -108,7 +108,8 @@ type Finder struct {
 
 	mu         sync.Mutex
 	groups     []cgroup.Group
-	containers map[string]bool // ids that the selector's names stand for
+	containers map[string]string // ids that the selector's names stand for, and the name
+	paths      map[string]string // control groups of such containers whose paths tell no id
 }
 
 // NewFinder looks up what the selector names. A group that does not exist and a name that no runtime knows are errors: a
@@ -125,7 +126,7 @@ func NewFinder(ctx context.Context, s Selector, fs memory.FS, names Names) (*Fin
 		}
 		f.groups = append(f.groups, g)
 	}
-	if err := f.Refresh(ctx); err != nil {
+	if err := f.lookUp(ctx, true); err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -134,29 +135,58 @@ func NewFinder(ctx context.Context, s Selector, fs memory.FS, names Names) (*Fin
 // Groups are the control groups that the selector names.
 func (f *Finder) Groups() []cgroup.Group { return slices.Clone(f.groups) }
 
-// Refresh asks the container runtimes again which identifiers the selector's names have now.
-func (f *Finder) Refresh(ctx context.Context) error {
+// Refresh asks the container runtimes again which identifiers the selector's names have now. The error names those that
+// stand for nothing; the others are in force all the same.
+func (f *Finder) Refresh(ctx context.Context) error { return f.lookUp(ctx, false) }
+
+// lookUp is Refresh; strict looks at all processes before it calls a name unknown.
+func (f *Finder) lookUp(ctx context.Context, strict bool) error {
+	if !strict && !slices.ContainsFunc(f.selector.Containers, isName) {
+		return nil // identifiers stand for themselves
+	}
 	if len(f.selector.Containers) == 0 {
 		return nil
 	}
 	list, errs := f.names.List(ctx)
-	ids := map[string]bool{}
+	ids, paths := map[string]string{}, map[string]string{}
+	var unknown []error
 	for _, wanted := range f.selector.Containers {
-		found := identifiers(wanted, list)
+		found := meant(wanted, list)
 		if len(found) > 1 && shortHexID.MatchString(wanted) {
-			return fmt.Errorf("--container %s: %d containers begin so; write more digits", safe(wanted), len(found))
+			unknown = append(unknown, fmt.Errorf("--container %s: %d containers begin so; write more digits", safe(wanted), len(found)))
+			continue
 		}
-		for _, id := range found {
-			ids[id] = true
+		for _, c := range found {
+			ids[c.ID] = wanted
+			if group := f.groupOf(c); group != "" {
+				paths[group] = wanted
+			}
 		}
-		if len(found) == 0 && !f.lives(wanted) {
-			return fmt.Errorf("--container %s: %s", safe(wanted), unknownContainer(list, errs))
+		if len(found) == 0 && !(strict && f.lives(wanted)) {
+			unknown = append(unknown, fmt.Errorf("--container %s: %s", safe(wanted), unknownContainer(list, errs)))
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.containers = ids
-	return nil
+	f.containers, f.paths = ids, paths
+	return errors.Join(unknown...)
+}
+
+// isName says that a person wrote no identifier.
+func isName(wanted string) bool { return !shortHexID.MatchString(wanted) }
+
+// groupOf is the control group of a container that cannot be told by its path: those of plain runc, and of containerd's
+// namespaces other than the usual. The path must have the id in it all the same, as the pid may be another's by now.
+func (f *Finder) groupOf(c Named) string {
+	if c.PID <= 0 || c.ID == "" {
+		return ""
+	}
+	p := Process{ID: ID{PID: c.PID}}
+	p.readCgroup(f.fs)
+	if p.Container.ID != "" || !strings.Contains(path.Base(p.Cgroup), c.ID) {
+		return ""
+	}
+	return p.Cgroup
 }
 
 // lives says whether some process is in the container: runtimes that nobody can ask have containers too.
@@ -183,16 +213,16 @@ func unknownContainer(list []Named, errs []error) string {
 	return text
 }
 
-// identifiers are those of the containers that a person may mean.
-func identifiers(wanted string, list []Named) []string {
-	var ids []string
+// meant are the containers that a person may mean.
+func meant(wanted string, list []Named) []Named {
+	var found []Named
 	for _, c := range list {
 		prefix := shortHexID.MatchString(wanted) && strings.HasPrefix(c.ID, wanted)
-		if prefix || slices.Contains(c.Names, wanted) {
-			ids = append(ids, c.ID)
+		if prefix || c.ID == wanted || slices.Contains(c.Names, wanted) {
+			found = append(found, c)
 		}
 	}
-	return ids
+	return found
 }
 
 // inContainer says whether a container has the identifier, without asking a runtime.
@@ -272,12 +302,30 @@ func (f *Finder) matchExe(p *Process) string {
 }
 
 func (f *Finder) matchContainer(p *Process) string {
-	f.mu.Lock()
-	named := f.containers[p.Container.ID]
-	f.mu.Unlock()
+	if wanted := f.named(p); wanted != "" {
+		return "--container " + wanted
+	}
 	for _, wanted := range f.selector.Containers {
-		if named || inContainer(p.Container, wanted) {
+		if inContainer(p.Container, wanted) {
 			return "--container " + wanted
+		}
+	}
+	return ""
+}
+
+// named is the name that a runtime has for the process's container, among those that are wanted.
+func (f *Finder) named(p *Process) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if wanted := f.containers[p.Container.ID]; wanted != "" {
+		return wanted
+	}
+	if len(f.paths) == 0 {
+		return ""
+	}
+	for group := p.Cgroup; len(group) > 1; group = path.Dir(group) {
+		if wanted := f.paths[group]; wanted != "" {
+			return wanted
 		}
 	}
 	return ""
