@@ -111,14 +111,21 @@ func CheckText(t testing.TB, pid int) {
 // Probed reports whether any code of the process differs from its files, as it does while probes are in.
 func Probed(t testing.TB, pid int) bool {
 	t.Helper()
+	return Breakpoints(t, pid) > 0
+}
+
+// Breakpoints is the number of places at which a process's code differs from its files. Two processes with the same files
+// and the same trace have as many: a test can wait until a process that joined a trace is probed like another.
+func Breakpoints(t testing.TB, pid int) int {
+	t.Helper()
 	differ, err := changedText(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(differ) > 0
+	return len(differ)
 }
 
-// changedText says where the executable file mappings of a process differ from their files, once a mapping.
+// changedText says where the executable file mappings of a process differ from their files.
 func changedText(pid int) ([]string, error) {
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
@@ -140,42 +147,44 @@ func changedText(pid int) ([]string, error) {
 		if _, err := fmt.Sscanf(fields[0]+" "+fields[2], "%x-%x %x", &start, &limit, &offset); err != nil {
 			return nil, fmt.Errorf("parse %q: %w", line, err)
 		}
-		at, err := firstDifference(mem, pid, start, limit, offset)
+		places, err := differences(mem, pid, start, limit, offset)
 		if err != nil {
 			return nil, err
 		}
-		if at >= 0 {
+		for _, at := range places {
 			differ = append(differ, fmt.Sprintf("%s at file offset %#x", fields[5], offset+uint64(at)))
 		}
 	}
 	return differ, nil
 }
 
-// firstDifference opens the file through map_files, which works for deleted and replaced ones.
-func firstDifference(mem io.ReaderAt, pid int, start, limit, offset uint64) (int, error) {
+// differences are the starts of stretches that differ. The file is opened through map_files, which works for deleted and
+// replaced ones.
+func differences(mem io.ReaderAt, pid int, start, limit, offset uint64) ([]int, error) {
 	// maps pads its addresses with zeros, map_files does not.
 	file, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, start, limit))
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	defer file.Close()
 	want := make([]byte, limit-start)
 	n, err := file.ReadAt(want, int64(offset))
 	if err != nil && !errors.Is(err, io.EOF) {
-		return -1, fmt.Errorf("read %s: %w", file.Name(), err)
+		return nil, fmt.Errorf("read %s: %w", file.Name(), err)
 	}
 	want = want[:n]
 	got := make([]byte, n)
 	if _, err := mem.ReadAt(got, int64(start)); err != nil {
-		return -1, fmt.Errorf("read memory of process %d at %#x: %w", pid, start, err)
+		return nil, fmt.Errorf("read memory of process %d at %#x: %w", pid, start, err)
 	}
 	if bytes.Equal(got, want) {
-		return -1, nil
+		return nil, nil
 	}
+	var places []int
 	for i := range got {
-		if got[i] != want[i] {
-			return i, nil
+		if got[i] != want[i] && (i == 0 || got[i-1] == want[i-1]) {
+			places = append(places, i)
 		}
 	}
-	return -1, nil
+	return places, nil
 }
