@@ -43,12 +43,18 @@ func Trace(t testing.TB, pid int, args ...string) *Tracer {
 // TraceArgs is Trace for targets that are named in another way than by pid.
 func TraceArgs(t testing.TB, args ...string) *Tracer {
 	t.Helper()
+	return TraceCmd(t, exec.Command, args...)
+}
+
+// TraceCmd is TraceArgs with allocsnoop started by a command that becomes allocsnoop in the end, say in a container.
+func TraceCmd(t testing.TB, command func(allocsnoop string, args ...string) *exec.Cmd, args ...string) *Tracer {
+	t.Helper()
 	RequireBPF(t)
 	dir := t.TempDir()
 	tr := &Tracer{out: filepath.Join(dir, "profile.pb.gz"), done: make(chan struct{})}
 	ready := filepath.Join(dir, "ready")
 	args = append([]string{"-o", tr.out, "--ready-file", ready}, args...)
-	tr.cmd = exec.Command(Allocsnoop(t), args...)
+	tr.cmd = command(Allocsnoop(t), args...)
 	tr.cmd.Stdout, tr.cmd.Stderr = &tr.stdout, &tr.stderr
 	tr.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := tr.cmd.Start(); err != nil {

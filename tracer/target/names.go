@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/allocsnoop/allocsnoop/tracer/rootfs"
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +31,7 @@ type Named struct {
 // containerd and CRI-O by gRPC on theirs. What is not running, or does not answer, is looked up in the files that runtimes
 // keep beside their containers.
 type Names struct {
-	// Root is the root directory of the machine, for a tracer that itself runs in a container; "/" when empty.
+	// Root is the root directory to look below. When empty, it is "/" and what else roots finds.
 	Root string
 	// Env looks up the variables with which people tell clients of runtimes about sockets; os.Getenv when nil.
 	Env func(string) string
@@ -45,6 +47,24 @@ const (
 
 // List is every container that a runtime knows. An error of one runtime is returned beside what the others said.
 func (n Names) List(ctx context.Context) ([]Named, []error) {
+	if n.Root != "" {
+		return n.list(ctx)
+	}
+	var all []Named
+	var errs []error
+	for _, root := range roots(memory.FS{}) {
+		list, rootErrs := Names{Root: root, Env: n.Env}.list(ctx)
+		all, errs = append(all, list...), append(errs, rootErrs...)
+	}
+	if len(all) > 0 {
+		// A socket that was named is there in one root only.
+		errs = slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, os.ErrNotExist) })
+	}
+	return merge(all), errs
+}
+
+// list is List below one root.
+func (n Names) list(ctx context.Context) ([]Named, []error) {
 	all, errs := n.askAll(ctx)
 	add := func(list []Named, err error) {
 		all = append(all, list...)
@@ -59,13 +79,6 @@ func (n Names) List(ctx context.Context) ([]Named, []error) {
 	add(n.bundles())
 	add(n.states())
 	return merge(all), errs
-}
-
-func (n Names) root() string {
-	if n.Root == "" {
-		return "/"
-	}
-	return n.Root
 }
 
 // parseDockerList reads the answer to GET /containers/json.
@@ -202,7 +215,7 @@ func kubernetesNames(labels map[string]string) []string {
 
 // entries are the names in a directory of the machine; none when it is not there.
 func (n Names) entries(dir string) []string {
-	fd, err := rootfs.OpenPath(n.root(), dir)
+	fd, err := rootfs.OpenPath(n.Root, dir)
 	if err != nil {
 		return nil
 	}
@@ -217,7 +230,7 @@ func (n Names) entries(dir string) []string {
 }
 
 func (n Names) readJSON(name string, into any) error {
-	text, err := rootfs.ReadFile(n.root(), name, maxConfig)
+	text, err := rootfs.ReadFile(n.Root, name, maxConfig)
 	if err != nil {
 		return err
 	}

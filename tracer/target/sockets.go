@@ -90,7 +90,7 @@ func (n Names) askAll(ctx context.Context) ([]Named, []error) {
 }
 
 func (n Names) ask(ctx context.Context, q question) ([]Named, error) {
-	fd, err := rootfs.OpenPath(n.root(), q.socket)
+	fd, err := rootfs.OpenPath(n.Root, q.socket)
 	if err != nil && !q.named {
 		return nil, nil // no such runtime here
 	}

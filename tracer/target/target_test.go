@@ -122,8 +122,8 @@ func TestAContainerIsFoundByIdentifierPrefixPodAndName(t *testing.T) {
 	a := newActor(t, nil)
 	join(t, dir, a.pid)
 	root := t.TempDir()
-	put(t, root, "var/lib/docker/containers/"+id64+"/config.v2.json", `{"ID":"`+id64+`","Name":"/web"}`)
-	for _, wanted := range []string{id64, id64[:12], "web"} {
+	put(t, root, "var/lib/docker/containers/"+id64+"/config.v2.json", `{"ID":"`+id64+`","Name":"/web of this test"}`)
+	for _, wanted := range []string{id64, id64[:12], "web of this test"} {
 		f, err := NewFinder(t.Context(), Selector{Containers: []string{wanted}}, memory.FS{}, Names{Root: root})
 		if err != nil {
 			t.Fatal(err)
