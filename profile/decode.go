@@ -1,10 +1,9 @@
 package profile
 
 import (
-	"bufio"
 	"bytes"
-	"cmp"
 	"compress/gzip"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -31,26 +30,46 @@ func Read(r io.Reader) (*Snapshot, error) {
 func Parse(r io.Reader) (*pprof.Profile, error) { return parse(r, maxProfileBytes) }
 
 func parse(r io.Reader, limit int64) (*pprof.Profile, error) {
-	in := bufio.NewReader(r)
-	if magic, _ := in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
-		unzip, err := gzip.NewReader(in)
+	data, err := readAll(r, 0, limit)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
+		unzip, err := gzip.NewReader(bytes.NewReader(data))
 		if err != nil {
 			return nil, fmt.Errorf("unpack profile: %w", err)
 		}
-		in = bufio.NewReader(unzip)
+		if data, err = readAll(unzip, unpackedSize(data), limit); err != nil {
+			return nil, err
+		}
 	}
+	p, err := pprof.ParseData(data)
+	if err != nil {
+		return nil, fmt.Errorf("parse profile: %w", err)
+	}
+	return p, nil
+}
+
+// readAll reads up to a limit; expected is a guess of how much comes, which saves growing and copying.
+func readAll(r io.Reader, expected, limit int64) ([]byte, error) {
 	var data bytes.Buffer // doubles where io.ReadAll grows by a quarter, and copies less
-	if _, err := data.ReadFrom(io.LimitReader(in, limit+1)); err != nil {
+	data.Grow(int(min(expected, limit)) + bytes.MinRead)
+	if _, err := data.ReadFrom(io.LimitReader(r, limit+1)); err != nil {
 		return nil, fmt.Errorf("read profile: %w", err)
 	}
 	if int64(data.Len()) > limit {
 		return nil, fmt.Errorf("read profile: larger than %s", FormatBytes(uint64(limit)))
 	}
-	p, err := pprof.ParseData(data.Bytes())
-	if err != nil {
-		return nil, fmt.Errorf("parse profile: %w", err)
+	return data.Bytes(), nil
+}
+
+// unpackedSize is what a gzip file says of itself in its last four bytes, as far as that can be true: deflate makes
+// nothing smaller than a 1032nd.
+func unpackedSize(file []byte) int64 {
+	if len(file) < 18 {
+		return 0
 	}
-	return p, nil
+	return min(int64(binary.LittleEndian.Uint32(file[len(file)-4:])), 1032*int64(len(file)))
 }
 
 // Decode turns a pprof profile into a snapshot: all of it when Encode made the profile and nobody changed it, as much as
@@ -73,25 +92,47 @@ func Decode(p *pprof.Profile) (*Snapshot, error) {
 		d.intact = d.rec.Samples == len(p.Sample) && d.rec.Sum == sampleSum(p)
 	}
 	d.begin(records)
-	d.s.Stacks = make([]*Stack, 0, len(p.Sample))
-	if d.intact {
-		d.packed = unpacker{data: d.rec.Stacks, labels: d.rec.Labels}
-		d.blocks = unpacker{data: d.rec.Blocks}
-		d.s.HasBlocks = d.rec.HasBlocks
-	}
-	for _, sample := range p.Sample {
-		d.stack(sample)
-	}
-	if err := cmp.Or(d.packed.err, d.blocks.err); err != nil {
+	if err := d.stacks(); err != nil {
 		return nil, fmt.Errorf("decode the profile's record: %w", err)
 	}
 	return d.s, nil
+}
+
+// stacks fills what the samples tell and what the record tells at the same time: they are different fields.
+func (d *decoder) stacks() error {
+	stacks := make([]Stack, len(d.p.Sample))
+	unpacked := make(chan error, 1)
+	if d.intact {
+		d.s.HasBlocks = d.rec.HasBlocks
+		go func() { unpacked <- d.rec.unpack(stacks) }()
+	} else {
+		unpacked <- nil
+	}
+	frames := 0
+	for _, sample := range d.p.Sample {
+		frames += len(sample.Location)
+	}
+	room := make([]*Location, 0, frames)
+	d.s.Stacks = make([]*Stack, len(stacks))
+	for i, sample := range d.p.Sample {
+		d.s.Stacks[i] = &stacks[i]
+		from := len(room)
+		for _, l := range sample.Location {
+			room = append(room, d.location(l))
+		}
+		stacks[i].Frames = room[from:len(room):len(room)]
+		d.stack(&stacks[i], sample)
+	}
+	return <-unpacked
 }
 
 // findRecords returns the record of each profile that went into this one.
 func findRecords(p *pprof.Profile) ([]*record, error) {
 	var out []*record
 	for _, c := range p.Comments {
+		if packed, ok := strings.CutPrefix(c, packedPrefix); ok && len(out) > 0 {
+			out[len(out)-1].packed = packed
+		}
 		text, ok := strings.CutPrefix(c, recordPrefix)
 		if !ok {
 			continue
@@ -134,8 +175,6 @@ type decoder struct {
 	s         *Snapshot
 	rec       *record // nil when there is none, or several
 	intact    bool    // rec's positions and ids belong to this file's tables
-	packed    unpacker
-	blocks    unpacker
 	columns   [4]int
 	mappings  map[*pprof.Mapping]*Mapping
 	locations map[*pprof.Location]*Location
@@ -217,7 +256,7 @@ func (d *decoder) foreignProcess() *Process {
 	return p
 }
 
-func (d *decoder) stack(sample *pprof.Sample) {
+func (d *decoder) stack(stack *Stack, sample *pprof.Sample) {
 	value := func(column int) int64 {
 		if d.columns[column] < 0 {
 			return 0
@@ -225,26 +264,16 @@ func (d *decoder) stack(sample *pprof.Sample) {
 		return sample.Value[d.columns[column]]
 	}
 	inUseObjects, inUseBytes := value(valueInUseObjects), value(valueInUseBytes)
-	stack := &Stack{Kind: KindMalloc, AllocObjects: value(valueAllocObjects), AllocBytes: value(valueAllocBytes)}
+	stack.Kind, stack.AllocObjects, stack.AllocBytes = KindMalloc, value(valueAllocObjects), value(valueAllocBytes)
 	if d.columns[valueAllocBytes] < 0 {
 		stack.AllocObjects, stack.AllocBytes = inUseObjects, inUseBytes
 	}
 	stack.FreeObjects, stack.FreeBytes = stack.AllocObjects-inUseObjects, stack.AllocBytes-inUseBytes
-	stack.Frames = make([]*Location, 0, len(sample.Location))
-	for _, l := range sample.Location {
-		stack.Frames = append(stack.Frames, d.location(l))
-	}
 	if d.intact || len(sample.Label["kind"]) > 0 {
 		stack.Kind = Kind(firstOf(sample.Label["kind"]))
 	}
-	d.s.Stacks = append(d.s.Stacks, stack)
 	if d.intact {
-		d.packed.fill(stack)
-		stack.Content = d.rec.Contents[len(d.s.Stacks)-1]
-		if d.s.HasBlocks {
-			stack.Blocks = d.blocks.blocks()
-		}
-		return
+		return // the record tells the rest
 	}
 	stack.Complete = !endsCut(stack.Frames)
 	stack.PID = d.processOf(sample)

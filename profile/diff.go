@@ -104,7 +104,8 @@ func Compare(old, new *Snapshot, per Per) *Diff {
 	if d.Per.By == "" {
 		d.Per.By = "allocations"
 	}
-	oldSide, newSide := newSide(old), newSide(new)
+	n := newNamer(buildIndependent)
+	oldSide, newSide := newSide(old, n), newSide(new, n)
 	d.Scale = d.scale(old, new, oldSide, newSide)
 	rebuilt := map[string]bool{}
 	for _, c := range d.Libraries {
@@ -133,8 +134,14 @@ func Compare(old, new *Snapshot, per Per) *Diff {
 type side struct {
 	snapshot *Snapshot
 	owners   map[diffKey]*Group
-	stacks   map[diffKey]map[string]*Group
+	stacks   map[diffKey][]callPath
 	paths    map[string]*Group
+}
+
+// callPath comes with the key that it has in both runs.
+type callPath struct {
+	key   string
+	group *Group
 }
 
 // diffKey is a function without its library: a library may have been renamed.
@@ -151,23 +158,19 @@ func buildIndependent(l *Location) string {
 	return "(unknown)"
 }
 
-func newSide(s *Snapshot) *side {
-	out := &side{s, map[diffKey]*Group{}, map[diffKey]map[string]*Group{}, map[string]*Group{}}
-	n := &namer{map[*Location]string{}, buildIndependent}
+func newSide(s *Snapshot, n *namer) *side {
+	out := &side{s, map[diffKey]*Group{}, map[diffKey][]callPath{}, nil}
+	groups, byKey := n.group(s.Stacks)
+	out.paths = byKey
 	byOwner := map[diffKey][]*Group{}
-	for _, g := range groupBy(s.Stacks, n.key) {
+	for _, g := range groups {
 		o := g.Owner()
 		key := diffKey{g.Kind, g.Label, o.Function}
 		if o.Mapping != nil && strings.HasPrefix(o.Function, o.Library()+"+0x") {
 			key.function = stem(o.Library()) + " (no symbols)"
 		}
-		path := n.key(g.Stacks[0])
 		byOwner[key] = append(byOwner[key], g)
-		if out.stacks[key] == nil {
-			out.stacks[key] = map[string]*Group{}
-		}
-		out.stacks[key][path] = g
-		out.paths[path] = g
+		out.stacks[key] = append(out.stacks[key], callPath{string(n.key(g.Stacks[0])), g})
 	}
 	for key, groups := range byOwner {
 		out.owners[key] = mergeGroups(groups)
@@ -255,7 +258,7 @@ func (d *Diff) row(key diffKey, oldSide, newSide *side) DiffRow {
 			variance = noise(oldSide.snapshot, o) + noise(newSide.snapshot, n)
 		}
 		row.Noise = sigmas*math.Sqrt(variance) + smallShare*max(math.Abs(row.Expected), math.Abs(float64(row.New)))
-		row.Stack, row.Lost = d.mainStack(oldSide.stacks[key], newSide.stacks[key])
+		row.Stack, row.Lost = d.mainStack(key, oldSide, newSide)
 	}
 	return row
 }
@@ -310,35 +313,26 @@ func swingOf(c *course) float64 {
 }
 
 // mainStack is the call stack with the largest difference.
-func (d *Diff) mainStack(old, new map[string]*Group) (main *Group, lost bool) {
+func (d *Diff) mainStack(key diffKey, oldSide, newSide *side) (main *Group, lost bool) {
 	var most float64
 	consider := func(g *Group, change float64, of bool) {
 		if main == nil || math.Abs(change) > math.Abs(most) {
 			main, most, lost = g, change, of
 		}
 	}
-	for _, path := range sortedKeys(old) {
+	for _, p := range oldSide.stacks[key] {
 		var now float64
-		if n := new[path]; n != nil {
+		if n := newSide.paths[p.key]; n != nil {
 			now = float64(n.InUseBytes())
 		}
-		consider(old[path], now-d.Scale*float64(old[path].InUseBytes()), true)
+		consider(p.group, now-d.Scale*float64(p.group.InUseBytes()), true)
 	}
-	for _, path := range sortedKeys(new) {
-		if old[path] == nil {
-			consider(new[path], float64(new[path].InUseBytes()), false)
+	for _, p := range newSide.stacks[key] {
+		if oldSide.paths[p.key] == nil {
+			consider(p.group, float64(p.group.InUseBytes()), false)
 		}
 	}
 	return main, lost
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // EncodeDiff is NEW minus OLD (times scale) as one pprof profile, with the label that makes `go tool pprof` compute shares

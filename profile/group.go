@@ -2,10 +2,9 @@ package profile
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
-	"sort"
 	"strings"
-	"time"
 )
 
 // Group is the sum of the stacks that take the same way through the same functions: in several processes, or at several
@@ -22,6 +21,8 @@ type Group struct {
 	Ages                           *Ages
 	History                        []Point
 	Content                        []Content
+
+	owner Owner // empty until it is known
 }
 
 // InUseObjects is the number of blocks in use at the end.
@@ -31,7 +32,12 @@ func (g *Group) InUseObjects() int64 { return g.AllocObjects - g.FreeObjects }
 func (g *Group) InUseBytes() int64 { return g.AllocBytes - g.FreeBytes }
 
 // Owner is the function that the group's memory is put down to.
-func (g *Group) Owner() Owner { return OwnerOf(g.Frames) }
+func (g *Group) Owner() Owner {
+	if g.owner.Function == "" {
+		return OwnerOf(g.Frames)
+	}
+	return g.owner
+}
 
 // PIDs lists the group's processes in ascending order.
 func (g *Group) PIDs() []int {
@@ -44,26 +50,31 @@ func (g *Group) PIDs() []int {
 }
 
 // GroupStacks sums stacks by kind and functions, most bytes in use first.
-func GroupStacks(stacks []*Stack) []*Group { return groupBy(stacks, newNamer().key) }
+func GroupStacks(stacks []*Stack) []*Group {
+	groups, _ := newNamer(placeName).group(stacks)
+	return groups
+}
 
-func groupBy(stacks []*Stack, key func(*Stack) string) []*Group {
+// group returns the groups, and each by its key, the same in all snapshots that one namer groups.
+func (n *namer) group(stacks []*Stack) ([]*Group, map[string]*Group) {
 	byKey := make(map[string]*Group, len(stacks))
-	var groups []*Group
+	groups := make([]*Group, 0, len(stacks))
 	for _, s := range stacks {
-		k := key(s)
-		g := byKey[k]
+		key := n.key(s)
+		g := byKey[string(key)] // allocates nothing
 		if g == nil {
 			g = &Group{Kind: s.Kind, Label: s.Label}
-			byKey[k] = g
+			byKey[string(key)] = g
 			groups = append(groups, g)
 		}
 		g.Stacks = append(g.Stacks, s)
 	}
 	for _, g := range groups {
 		g.sum()
+		g.owner = ownerOf(g.Frames, n.role)
 	}
 	sortGroups(groups)
-	return groups
+	return groups, byKey
 }
 
 func sortGroups(groups []*Group) {
@@ -74,6 +85,12 @@ func sortGroups(groups []*Group) {
 
 func (g *Group) sum() {
 	top := g.Stacks[0]
+	if len(g.Stacks) == 1 { // nearly all of a large profile's
+		g.AllocObjects, g.AllocBytes, g.FreeObjects, g.FreeBytes = top.AllocObjects, top.AllocBytes, top.FreeObjects, top.FreeBytes
+		g.InUseObjectsVar, g.InUseBytesVar = top.InUseObjectsVar, top.InUseBytesVar
+		g.Frames, g.Ages, g.History, g.Content = top.Frames, top.Ages, top.History, sumContent(g.Stacks)
+		return
+	}
 	histories := make([][]Point, 0, len(g.Stacks))
 	for _, s := range g.Stacks {
 		g.AllocObjects += s.AllocObjects
@@ -149,62 +166,83 @@ func sumHistories(histories [][]Point) []Point {
 	case 1:
 		return histories[0]
 	}
-	deltas := map[time.Duration]Point{}
+	var sum []Point // differences at first
 	for _, h := range histories {
 		var last Point
+		i := 0
 		for _, p := range h {
-			d := deltas[p.At]
-			d.AllocObjects += p.AllocObjects - last.AllocObjects
-			d.AllocBytes += p.AllocBytes - last.AllocBytes
-			d.FreeObjects += p.FreeObjects - last.FreeObjects
-			d.FreeBytes += p.FreeBytes - last.FreeBytes
-			deltas[p.At], last = d, p
+			// Nearly always the next one: a trace looks at all its stacks at the same moments.
+			for i < len(sum) && sum[i].At < p.At {
+				i++
+			}
+			if i == len(sum) || sum[i].At != p.At {
+				sum = slices.Insert(sum, i, Point{At: p.At})
+			}
+			sum[i].add(p, last)
+			last = p
 		}
 	}
-	out := make([]Point, 0, len(deltas))
-	for at, p := range deltas {
-		p.At = at
-		out = append(out, p)
+	for i := 1; i < len(sum); i++ {
+		sum[i].add(sum[i-1], Point{})
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].At < out[j].At })
-	for i := 1; i < len(out); i++ {
-		out[i].AllocObjects += out[i-1].AllocObjects
-		out[i].AllocBytes += out[i-1].AllocBytes
-		out[i].FreeObjects += out[i-1].FreeObjects
-		out[i].FreeBytes += out[i-1].FreeBytes
-	}
-	return out
+	return sum
 }
 
-// namer makes the keys that stacks are matched by. Names of a location are put together once.
+// add adds what happened between two points.
+func (p *Point) add(to, from Point) {
+	p.AllocObjects += to.AllocObjects - from.AllocObjects
+	p.AllocBytes += to.AllocBytes - from.AllocBytes
+	p.FreeObjects += to.FreeObjects - from.FreeObjects
+	p.FreeBytes += to.FreeBytes - from.FreeBytes
+}
+
+// namer makes the keys that stacks are matched by: a number for each different way to name a location, looked up once.
 type namer struct {
-	names map[*Location]string
+	known map[*Location]*named
+	ids   map[string]uint32
 	// place names a frame without a symbol.
-	place func(*Location) string
+	place   func(*Location) string
+	scratch []byte
 }
 
-func newNamer() *namer { return &namer{map[*Location]string{}, placeName} }
+type named struct {
+	id   uint32
+	role role
+}
 
-func (n *namer) key(s *Stack) string {
-	var b strings.Builder
-	b.WriteString(string(s.Kind))
-	b.WriteByte(0)
-	b.WriteString(s.Label)
+func newNamer(place func(*Location) string) *namer {
+	return &namer{known: map[*Location]*named{}, ids: map[string]uint32{}, place: place}
+}
+
+// key is good until the next call.
+func (n *namer) key(s *Stack) []byte {
+	b := append(n.scratch[:0], s.Kind...)
+	b = append(b, 0)
+	b = append(b, s.Label...)
+	b = append(b, 0)
 	for _, l := range s.Frames {
-		b.WriteByte(0)
-		b.WriteString(n.name(l))
+		b = binary.LittleEndian.AppendUint32(b, n.of(l).id)
 	}
-	return b.String()
+	n.scratch = b
+	return b
 }
 
-func (n *namer) name(l *Location) string {
-	name, ok := n.names[l]
-	if !ok {
-		name = strings.Join(frameNames(l, n.place), "\x00")
-		n.names[l] = name
+func (n *namer) of(l *Location) *named {
+	k := n.known[l]
+	if k == nil {
+		name := strings.Join(frameNames(l, n.place), "\x00")
+		id, ok := n.ids[name]
+		if !ok {
+			id = uint32(len(n.ids))
+			n.ids[name] = id
+		}
+		k = &named{id, roleOf(l)}
+		n.known[l] = k
 	}
-	return name
+	return k
 }
+
+func (n *namer) role(l *Location) role { return n.of(l).role }
 
 // frameNames are the functions of a location, innermost inlined one first.
 func frameNames(l *Location, place func(*Location) string) []string {

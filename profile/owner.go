@@ -44,29 +44,46 @@ func baseName(m *Mapping) string {
 }
 
 // OwnerOf finds the owner of a stack. Where nothing but helpers is known, the outermost frame before the cut stands in.
-func OwnerOf(frames []*Location) Owner {
-	fallback := Owner{Function: "[no stack]"}
+func OwnerOf(frames []*Location) Owner { return ownerOf(frames, roleOf) }
+
+func ownerOf(frames []*Location, roleOf func(*Location) role) Owner {
+	owner := Owner{Function: "[no stack]"}
 	for i, l := range frames {
-		if l.Mark != "" && len(l.Lines) == 0 {
-			if i == 0 {
-				fallback = Owner{l.Mark, "", l.Mapping}
-			}
-			continue
-		}
-		fallback = frameOwner(l, len(l.Lines)-1)
-		if helperFiles.MatchString(baseName(l.Mapping)) {
-			continue
-		}
-		if len(l.Lines) == 0 {
-			return fallback
-		}
-		for i, line := range l.Lines {
-			if !isHelper(line.Function) {
-				return frameOwner(l, i)
-			}
+		r := roleOf(l)
+		switch {
+		case r.owns:
+			return r.owner
+		case !r.mark || i == 0:
+			owner = r.owner
 		}
 	}
-	return fallback
+	return owner
+}
+
+// role is what a location is to a stack's owner.
+type role struct {
+	owner Owner // or what stands in for one
+	owns  bool  // it is no helper
+	mark  bool  // it is no function
+}
+
+func roleOf(l *Location) role {
+	if l.Mark != "" && len(l.Lines) == 0 {
+		return role{Owner{l.Mark, "", l.Mapping}, false, true}
+	}
+	standIn := frameOwner(l, len(l.Lines)-1)
+	if helperFiles.MatchString(baseName(l.Mapping)) {
+		return role{standIn, false, false}
+	}
+	if len(l.Lines) == 0 {
+		return role{standIn, true, false}
+	}
+	for i, line := range l.Lines {
+		if !isHelper(line.Function) {
+			return role{frameOwner(l, i), true, false}
+		}
+	}
+	return role{standIn, false, false}
 }
 
 func frameOwner(l *Location, line int) Owner {

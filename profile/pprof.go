@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -32,21 +33,26 @@ var sampleTypes = []pprof.ValueType{
 // except those that begin with '#'.
 const recordPrefix = "#allocsnoop/1 "
 
+// packedPrefix opens the comment after it: what the record knows of each sample, in base64. As a part of the JSON it would
+// be most of the time that a large profile takes to open.
+const packedPrefix = "#allocsnoop-stacks/1 "
+
 // record is that comment's content.
 type record struct {
 	documentHead
-	// Samples and Sum tell whether Marks, mapping ids and Stacks still belong to the file's tables: tools that filter or
+	// Samples and Sum tell whether Marks, mapping ids and the packed stacks still belong to the file's tables: tools that filter or
 	// merge profiles keep comments as they are.
 	Samples int               `json:"samples"`
 	Sum     string            `json:"sum"`
 	Marks   map[uint64]string `json:"marks"` // by location id
 	Labels  []string          `json:"labels"`
-	// Stacks packs a stackRecord a sample: as JSON they would be most of the time that a large profile takes to open.
-	Stacks []byte `json:"stacks"`
 	// Contents are those of the samples that have any, by position. Blocks packs the blocks of all samples.
 	Contents  map[int][]Content `json:"contents,omitempty"`
 	HasBlocks bool              `json:"has_blocks,omitempty"`
 	Blocks    []byte            `json:"blocks,omitempty"`
+
+	stacks []byte // while it is made
+	packed string // as it was read
 }
 
 // Write writes the snapshot as a gzipped pprof file.
@@ -240,7 +246,7 @@ func (e *encoder) comment(s *Snapshot) error {
 	if err != nil {
 		return fmt.Errorf("encode the profile's record: %w", err)
 	}
-	e.p.Comments = append(e.p.Comments, recordPrefix+string(text))
+	e.p.Comments = append(e.p.Comments, recordPrefix+string(text), packedPrefix+base64.StdEncoding.EncodeToString(e.record.stacks))
 	return nil
 }
 

@@ -29,13 +29,7 @@ func Reconcile(s *Snapshot) *Reconciliation {
 	if s.RSS == nil {
 		return nil
 	}
-	change := map[string]int64{}
-	for name, v := range s.RSS.After {
-		change[name] += int64(v)
-	}
-	for name, v := range s.RSS.Before {
-		change[name] -= int64(v)
-	}
+	change := s.RSS.byRange()
 	r := &Reconciliation{Estimated: s.RSS.AllocatorFree == nil}
 	for name, v := range change {
 		r.Change += v
@@ -127,4 +121,24 @@ func (r *Reconciliation) add(name string, bytes int64) {
 		}
 	}
 	r.Parts = append(r.Parts, RSSPart{name, bytes})
+}
+
+// byRange is what each kind of range gained.
+func (r *RSSChange) byRange() map[string]int64 {
+	change := map[string]int64{}
+	for name, v := range r.After {
+		change[name] += int64(v)
+	}
+	for name, v := range r.Before {
+		change[name] -= int64(v)
+	}
+	return change
+}
+
+func (r *RSSChange) total() int64 {
+	var sum int64
+	for _, v := range r.byRange() {
+		sum += v
+	}
+	return sum
 }

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -64,27 +67,52 @@ func Judge(s *Snapshot) []Verdict {
 // JudgeGroups is Judge for stacks that were grouped already.
 func JudgeGroups(s *Snapshot, groups []*Group) []Verdict {
 	var judged, small buckets
-	for _, g := range groups {
-		k := ownerKeyOf(g)
-		if k.class = newCourse(s, g).class(tooFew); k.class == "" {
-			small.put(k, g)
+	for i, class := range classes(s, groups) {
+		k := ownerKeyOf(groups[i])
+		if k.class = class; class == "" {
+			small.put(k, groups[i])
 		} else {
-			judged.put(k, g)
+			judged.put(k, groups[i])
 		}
 	}
 	// Paths with too few blocks to tell are judged together with the others of their owner.
+	var c course
 	for _, k := range small.order {
 		list := small.groups[k]
-		k.class = cmp.Or(newCourse(s, mergeGroups(list)).class(0), SteadyCache)
+		c.follow(s, mergeGroups(list))
+		k.class = cmp.Or(c.class(0), SteadyCache)
 		judged.put(k, list...)
 	}
 	verdicts := make([]Verdict, 0, len(judged.order))
 	for _, k := range judged.order {
-		verdicts = append(verdicts, newVerdict(s, k.class, judged.groups[k]))
+		verdicts = append(verdicts, newVerdict(s, k.class, judged.groups[k], &c))
 	}
 	slices.SortStableFunc(verdicts, worseFirst)
 	return verdicts
 }
+
+// classes judges each group by itself, on all processors.
+func classes(s *Snapshot, groups []*Group) []Class {
+	out := make([]Class, len(groups))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			var c course // its room is used again and again
+			for end := next.Add(groupsAtOnce); end-groupsAtOnce < int64(len(groups)); end = next.Add(groupsAtOnce) {
+				for i := end - groupsAtOnce; i < min(end, int64(len(groups))); i++ {
+					c.follow(s, groups[i])
+					out[i] = c.class(tooFew)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return out
+}
+
+// groupsAtOnce is the piece of work that a processor takes.
+const groupsAtOnce = 512
 
 type ownerKey struct {
 	kind                     Kind
@@ -139,6 +167,7 @@ func mergeGroups(groups []*Group) *Group {
 
 // course is how the memory of a group went, seen from the end of the run.
 type course struct {
+	s        *Snapshot
 	g        *Group
 	duration time.Duration
 	at       []time.Duration
@@ -150,44 +179,33 @@ type course struct {
 	points int
 	sd     float64 // of the sampled in-use objects at the end
 	sdB    float64
-
-	preAttachFrees uint64
-	rssChange      int64
-	rssKnown       bool
-	lossy          bool
 }
 
 func newCourse(s *Snapshot, g *Group) *course {
-	c := &course{
-		g: g, duration: s.Duration(), sd: math.Sqrt(max(g.InUseObjectsVar, 0)), sdB: math.Sqrt(max(g.InUseBytesVar, 0)),
-		preAttachFrees: s.PreAttach.Frees + s.PreAttach.Reallocs, lossy: s.LossStated,
-	}
-	if r := s.RSS; r != nil {
-		c.rssKnown = true
-		for _, v := range r.After {
-			c.rssChange += int64(v)
-		}
-		for _, v := range r.Before {
-			c.rssChange -= int64(v)
-		}
-	}
-	c.fillSeries()
-	c.floor, c.floorB = lowerEnvelope(c.objects), lowerEnvelope(c.bytes)
+	c := new(course)
+	c.follow(s, g)
 	return c
+}
+
+// follow makes the course of a group, in the room of the one before.
+func (c *course) follow(s *Snapshot, g *Group) {
+	c.s, c.g, c.duration = s, g, s.Duration()
+	c.sd, c.sdB = math.Sqrt(max(g.InUseObjectsVar, 0)), math.Sqrt(max(g.InUseBytesVar, 0))
+	c.fillSeries()
+	c.floor, c.floorB = lowerEnvelope(c.floor[:0], c.objects), lowerEnvelope(c.floorB[:0], c.bytes)
 }
 
 // fillSeries takes the history, with nothing at the start and the final book at the end. A path that came up late has no
 // points before: there it held nothing.
 func (c *course) fillSeries() {
+	history := c.g.History
+	n := len(history) + 3
+	c.at, c.objects, c.bytes, c.points = slices.Grow(c.at[:0], n), slices.Grow(c.objects[:0], n), slices.Grow(c.bytes[:0], n), 0
 	add := func(at time.Duration, objects, bytes int64) {
 		c.at = append(c.at, at)
 		c.objects = append(c.objects, float64(objects))
 		c.bytes = append(c.bytes, float64(bytes))
 	}
-	history := c.g.History
-	n := len(history) + 3
-	room := make([]float64, 2*n)
-	c.at, c.objects, c.bytes = make([]time.Duration, 0, n), room[:0:n], room[n:n:2*n]
 	add(0, 0, 0)
 	if len(history) > 1 {
 		if before := history[0].At - (history[1].At - history[0].At); before > 0 {
@@ -207,8 +225,8 @@ func (c *course) fillSeries() {
 }
 
 // lowerEnvelope is at each moment the least value from there on: what stays, without batches that come and go.
-func lowerEnvelope(series []float64) []float64 {
-	out := slices.Clone(series)
+func lowerEnvelope(out, series []float64) []float64 {
+	out = append(out, series...)
 	for i := len(out) - 2; i >= 0; i-- {
 		out[i] = min(out[i], out[i+1])
 	}
@@ -387,16 +405,16 @@ func (c *course) oldSurvive() bool {
 // Resident memory that grew along says it is a leak all the same.
 func (c *course) replacesOlder() bool {
 	gained := c.floor[len(c.floor)-1]
-	if float64(c.preAttachFrees) < 0.5*gained {
+	if float64(c.s.PreAttach.Frees+c.s.PreAttach.Reallocs) < 0.5*gained {
 		return false
 	}
-	return !c.rssKnown || float64(c.rssChange) < 0.5*c.floorB[len(c.floorB)-1]
+	return c.s.RSS == nil || float64(c.s.RSS.total()) < 0.5*c.floorB[len(c.floorB)-1]
 }
 
-func newVerdict(s *Snapshot, class Class, groups []*Group) Verdict {
+func newVerdict(s *Snapshot, class Class, groups []*Group, c *course) Verdict {
 	sortGroups(groups)
 	g := mergeGroups(groups)
-	c := newCourse(s, g)
+	c.follow(s, g)
 	v := Verdict{
 		Class: class, Kind: g.Kind, Label: g.Label, Owner: g.Owner(), Stacks: groups,
 		InUseBytes: g.InUseBytes(), InUseObjects: g.InUseObjects(),
@@ -433,7 +451,7 @@ func (c *course) confidence(class Class) (float64, string) {
 	cut(c.points < 3, 0.5, "trace with an interval, so that the course is known")
 	cut(c.points >= 3 && c.points < 8, 0.85, "trace longer")
 	cut(c.duration < 10*time.Second, 0.7, "trace longer than 10s")
-	cut(c.lossy, 0.75, "see the losses")
+	cut(c.s.LossStated, 0.75, "see the losses")
 	cut(c.sd > 0 && 3*c.sd > float64(g.InUseObjects()), 0.6, "use a smaller --sample-bytes")
 	if class == Leaking || class == Growing {
 		cut(c.floor[len(c.floor)-1] < 20, 0.75, "trace longer: few blocks so far")

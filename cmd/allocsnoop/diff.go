@@ -36,6 +36,7 @@ other load explains is not listed.
 			if top < 1 {
 				return usageErrorf("--top %d: want at least 1", top)
 			}
+			defer collectRarely()()
 			old, err := readProfile(args[0])
 			if err != nil {
 				return err

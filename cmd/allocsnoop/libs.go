@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 
 	pprof "github.com/google/pprof/profile"
@@ -130,6 +131,13 @@ func readBoth(name string) (*pprof.Profile, *profile.Snapshot, error) {
 		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return p, s, nil
+}
+
+// collectRarely spares a command that reads large profiles, shows them and ends a quarter of its time. It returns the
+// way back.
+func collectRarely() func() {
+	before := debug.SetGCPercent(400)
+	return func() { debug.SetGCPercent(before) }
 }
 
 func notAProfile(f *os.File) string {

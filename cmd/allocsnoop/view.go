@@ -50,6 +50,7 @@ flame graph tools ("outer;inner 4096", bytes in use).`,
 			case folded && len(args) == 2:
 				return usageErrorf("--folded takes one profile; allocsnoop diff -o writes a difference")
 			}
+			defer collectRarely()()
 			in, p, err := viewInput(args, by)
 			if err != nil {
 				return err
@@ -109,10 +110,7 @@ func serveView(w io.Writer, in view.Input, p *pprof.Profile, port uint16) error 
 		return fmt.Errorf("listen for the browser: %w", err)
 	}
 	_, actual, _ := net.SplitHostPort(listener.Addr().String())
-	handler, err := view.NewHandler(in, p, actual)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
+	handler := view.NewHandler(in, p, actual)
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -120,6 +120,8 @@ type libraryRow struct {
 func newPage(in Input, served bool) *page {
 	s := in.New
 	groups := profile.GroupStacks(s.Stacks)
+	judged := make(chan []profile.Verdict, 1)
+	go func() { judged <- profile.JudgeGroups(s, groups) }()
 	b := builder{frameIDs: map[frameKey]int{}, lines: map[*profile.Location][]int{}}
 	p := &page{
 		Name: in.Name, OldName: in.OldName, Served: served, Command: s.Command, Started: s.Started, Seconds: s.Duration().Seconds(),
@@ -133,10 +135,6 @@ func newPage(in Input, served bool) *page {
 		p.Totals = append(p.Totals, totalRow{
 			string(t.Kind), [4]int64{t.AllocObjects, t.AllocBytes, t.AllocObjects - t.FreeObjects, t.AllocBytes - t.FreeBytes}, errorBar(t.InUseBytesVar),
 		})
-	}
-	verdicts := profile.JudgeGroups(s, groups)
-	for _, v := range verdicts[:min(len(verdicts), maxRows)] {
-		p.Verdicts = append(p.Verdicts, b.verdict(v, s.Duration()))
 	}
 	for _, g := range groups[:min(len(groups), maxRows)] {
 		p.Stacks = append(p.Stacks, stackRow{
@@ -157,6 +155,10 @@ func newPage(in Input, served bool) *page {
 		p.Libraries = changedLibraries(s, nil)
 	}
 	p.Tree = b.tree(groups, old, p.Scale)
+	verdicts := <-judged
+	for _, v := range verdicts[:min(len(verdicts), maxRows)] {
+		p.Verdicts = append(p.Verdicts, b.verdict(v, s.Duration()))
+	}
 	p.Frames = b.table
 	return p
 }

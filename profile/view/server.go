@@ -25,38 +25,55 @@ type Handler struct {
 	Path string // "/SECRET/"
 	mux  *http.ServeMux
 	port string
+	page func() (pageText, error)
 }
 
-// NewHandler prepares everything that is shown. port is the one that will be listened on. pprof's driver keeps its state in
-// global variables, so there is one Handler in a process.
-func NewHandler(in Input, p *pprof.Profile, port string) (*Handler, error) {
+type pageText struct{ plain, packed []byte }
+
+// NewHandler returns at once; the page is made meanwhile, and a browser that comes too early waits for it. port is the one
+// that will be listened on. pprof's driver keeps its state in global variables, so there is one Handler in a process.
+func NewHandler(in Input, p *pprof.Profile, port string) *Handler {
 	h := &Handler{Path: "/" + rand.Text() + "/", mux: http.NewServeMux(), port: port}
-	var page, packed bytes.Buffer
-	if err := writePage(&page, in, p != nil); err != nil {
-		return nil, err
-	}
-	zip, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
-	if _, err := zip.Write(page.Bytes()); err != nil {
-		return nil, err
-	}
-	if err := zip.Close(); err != nil {
-		return nil, err
-	}
-	h.mux.HandleFunc("GET "+h.Path+"{$}", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-			w.Write(page.Bytes())
-			return
-		}
-		w.Header().Set("Content-Encoding", "gzip")
-		w.Write(packed.Bytes())
-	})
+	h.page = sync.OnceValues(func() (pageText, error) { return makePage(in, p != nil) })
+	go h.page()
+	h.mux.HandleFunc("GET "+h.Path+"{$}", h.servePage)
 	// pprof's pages name no icon, so the browser asks for this one.
 	h.mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	if p != nil {
 		h.mux.Handle("GET "+h.Path+"pprof/", http.StripPrefix(h.Path+"pprof", &pprofViews{profile: p}))
 	}
-	return h, nil
+	return h
+}
+
+func makePage(in Input, served bool) (pageText, error) {
+	var plain, packed bytes.Buffer
+	if err := writePage(&plain, in, served); err != nil {
+		return pageText{}, err
+	}
+	zip, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	if _, err := zip.Write(plain.Bytes()); err != nil {
+		return pageText{}, err
+	}
+	if err := zip.Close(); err != nil {
+		return pageText{}, err
+	}
+	return pageText{plain.Bytes(), packed.Bytes()}, nil
+}
+
+func (h *Handler) servePage(w http.ResponseWriter, r *http.Request) {
+	page, err := h.page()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Vary", "Accept-Encoding")
+	if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Write(page.plain)
+		return
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	w.Write(page.packed)
 }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {

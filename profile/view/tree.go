@@ -1,6 +1,7 @@
 package view
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 
@@ -18,43 +19,67 @@ type tree struct {
 	Left int `json:"left"`
 }
 
-type node struct {
-	frame    int
-	values   [4]int64
-	old      [4]int64
-	children map[int]*node
+// calls is the whole tree while it is made. A node comes after its parent.
+type calls struct {
+	nodes []node
+	old   [][4]int64 // beside nodes; empty where nothing is compared
+	index map[edge]int32
 }
 
-func (n *node) child(frame int) *node {
-	c := n.children[frame]
-	if c == nil {
-		c = &node{frame: frame}
-		if n.children == nil {
-			n.children = make(map[int]*node, 1)
-		}
-		n.children[frame] = c
+type node struct {
+	edge
+	depth  int32
+	values [4]int64
+}
+
+type edge struct{ parent, frame int32 }
+
+func (c *calls) child(e edge) int32 {
+	i, ok := c.index[e]
+	if ok {
+		return i
 	}
-	return c
+	i = int32(len(c.nodes))
+	n := node{edge: e}
+	if e.parent >= 0 {
+		n.depth = c.nodes[e.parent].depth + 1
+	}
+	c.nodes = append(c.nodes, n)
+	c.index[e] = i
+	return i
 }
 
 // tree merges the stacks from their outer end. Each kind is a child of the root, since kinds are never added up by a reader.
 func (b *builder) tree(groups, old []*profile.Group, scale float64) tree {
-	root := &node{frame: b.named("all")}
+	c := &calls{index: make(map[edge]int32, 4*len(groups))}
+	c.child(edge{-1, int32(b.named("all"))})
 	for _, g := range groups {
-		b.grow(root, g, func(n *node, v [4]int64) {
-			for i := range v {
-				n.values[i] += v[i]
+		v := figures(g)
+		b.walk(c, g, func(i int32) {
+			for k := range v {
+				c.nodes[i].values[k] += v[k]
 			}
 		})
+	}
+	if old != nil {
+		c.old = make([][4]int64, len(c.nodes))
 	}
 	for _, g := range old {
-		b.grow(root, g, func(n *node, v [4]int64) {
-			for i := range v {
-				n.old[i] += int64(float64(v[i]) * scale)
+		v := figures(g)
+		b.walk(c, g, func(i int32) {
+			if int(i) == len(c.old) {
+				c.old = append(c.old, [4]int64{})
+			}
+			for k := range v {
+				c.old[i][k] += int64(float64(v[k]) * scale)
 			}
 		})
 	}
-	return flatten(root, old != nil)
+	return c.flatten()
+}
+
+func figures(g *profile.Group) [4]int64 {
+	return [4]int64{max(g.AllocObjects, 0), max(g.AllocBytes, 0), max(g.InUseObjects(), 0), max(g.InUseBytes(), 0)}
 }
 
 func (b *builder) named(name string) int {
@@ -68,69 +93,72 @@ func (b *builder) named(name string) int {
 	return id
 }
 
-func (b *builder) grow(root *node, g *profile.Group, add func(*node, [4]int64)) {
-	v := [4]int64{g.AllocObjects, g.AllocBytes, g.InUseObjects(), g.InUseBytes()}
-	for i := range v {
-		v[i] = max(v[i], 0)
-	}
-	n := root
-	add(n, v)
-	n = n.child(b.named(string(g.Kind)))
-	add(n, v)
+// walk visits the nodes of a stack from the root, and makes those that are not there yet.
+func (b *builder) walk(c *calls, g *profile.Group, visit func(int32)) {
+	visit(0)
+	at := c.child(edge{0, int32(b.named(string(g.Kind)))})
+	visit(at)
 	for i := len(g.Frames) - 1; i >= 0; i-- {
 		ids := b.location(g.Frames[i])
 		for j := len(ids) - 1; j >= 0; j-- {
-			n = n.child(ids[j])
-			add(n, v)
+			at = c.child(edge{at, int32(ids[j])})
+			visit(at)
 		}
 	}
 }
 
-// flatten goes breadth first, leaves out what is too small in every figure, and stops at a bound.
-func flatten(root *node, compared bool) tree {
+// flatten leaves out what is too small in every figure, and of what is left the innermost calls beyond a bound.
+func (c *calls) flatten() tree {
 	var t tree
-	type entry struct {
-		n      *node
-		parent int
+	least := c.most(0)
+	for k := range least {
+		least[k] = int64(float64(least[k]) * minNodeShare)
 	}
-	var least [4]int64
-	for i := range least {
-		least[i] = int64(float64(max(root.values[i], root.old[i])) * minNodeShare)
-	}
-	queue := []entry{{root, -1}}
-	for len(queue) > 0 {
-		e := queue[0]
-		queue = queue[1:]
-		if len(t.Frame) >= maxNodes {
+	var drawn []int32
+	id := make([]int32, len(c.nodes)) // 1: drawn; later the place in the tree
+	for i, n := range c.nodes {
+		switch {
+		case i > 0 && id[n.parent] == 0:
+		case i == 0 || worthDrawing(c.most(i), least):
+			drawn = append(drawn, int32(i))
+			id[i] = 1
+		default:
 			t.Left++
-			continue
 		}
-		id := len(t.Frame)
-		t.Frame = append(t.Frame, e.n.frame)
-		t.Parent = append(t.Parent, e.parent)
-		t.Values = append(t.Values, e.n.values)
-		if compared {
-			t.Old = append(t.Old, e.n.old)
+	}
+	slices.SortStableFunc(drawn, func(a, b int32) int { return cmp.Compare(c.nodes[a].depth, c.nodes[b].depth) })
+	t.Left += max(len(drawn)-maxNodes, 0)
+	drawn = drawn[:min(len(drawn), maxNodes)]
+	for place, i := range drawn {
+		id[i] = int32(place)
+		n := c.nodes[i]
+		t.Frame = append(t.Frame, int(n.frame))
+		t.Parent = append(t.Parent, -1)
+		if place > 0 {
+			t.Parent[place] = int(id[n.parent])
 		}
-		frames := make([]int, 0, len(e.n.children))
-		for f := range e.n.children {
-			frames = append(frames, f)
-		}
-		slices.Sort(frames)
-		for _, f := range frames {
-			if c := e.n.children[f]; worthDrawing(c, least) {
-				queue = append(queue, entry{c, id})
-			} else {
-				t.Left++
-			}
+		t.Values = append(t.Values, n.values)
+		if c.old != nil {
+			t.Old = append(t.Old, c.old[i])
 		}
 	}
 	return t
 }
 
-func worthDrawing(n *node, least [4]int64) bool {
-	for i := range least {
-		if v := max(n.values[i], n.old[i]); v > 0 && v >= least[i] {
+// most is the larger of both profiles in each figure.
+func (c *calls) most(i int) [4]int64 {
+	v := c.nodes[i].values
+	if c.old != nil {
+		for k := range v {
+			v[k] = max(v[k], c.old[i][k])
+		}
+	}
+	return v
+}
+
+func worthDrawing(values, least [4]int64) bool {
+	for i, v := range values {
+		if v > 0 && v >= least[i] {
 			return true
 		}
 	}

@@ -106,10 +106,7 @@ func TestOnlyThisMachinesBrowserGetsIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := NewHandler(Input{Name: "x", New: s}, p, "4711")
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := NewHandler(Input{Name: "x", New: s}, p, "4711")
 	get := func(path, host, from string) *http.Response {
 		r := httptest.NewRequest("GET", path, nil)
 		r.Host, r.RemoteAddr = host, from
@@ -125,6 +122,9 @@ func TestOnlyThisMachinesBrowserGetsIn(t *testing.T) {
 		{"by name", h.Path, "localhost:4711", "127.0.0.1:50000", 200},
 		{"DNS rebinding", h.Path, "evil.example:4711", "127.0.0.1:50000", 403},
 		{"another port", h.Path, "127.0.0.1:80", "127.0.0.1:50000", 403},
+		{"an address that is written as a name", h.Path, "127.0.0.1.evil.example:4711", "127.0.0.1:50000", 403},
+		{"an empty host", h.Path, "", "127.0.0.1:50000", 403},
+		{"pprof's views by DNS rebinding", h.Path + "pprof/top", "evil.example:4711", "127.0.0.1:50000", 403},
 		{"no port", h.Path, "127.0.0.1", "127.0.0.1:50000", 403},
 		{"from outside", h.Path, "127.0.0.1:4711", "192.0.2.7:50000", 403},
 		{"without the secret", "/", "127.0.0.1:4711", "127.0.0.1:50000", 404},
