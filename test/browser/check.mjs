@@ -14,8 +14,10 @@ const complaints = [];
 context.on("console", (m) => { if (["error", "warning"].includes(m.type())) complaints.push(`console: ${m.text()}`); });
 context.on("weberror", (e) => complaints.push(`error: ${e.error()}`));
 const home = new URL(url);
+let requests = 0;
 context.on("request", (r) => {
   const to = new URL(r.url());
+  if (to.protocol !== "data:") requests += 1;
   if (to.protocol !== "data:" && to.host !== home.host) complaints.push(`request to ${r.url()}`);
 });
 
@@ -92,6 +94,30 @@ async function pprofViews() {
   }
 }
 
+// Whatever the profile says stays text, in every place and after every click.
+async function hostile() {
+  const harmless = async (p, where) => {
+    assert.equal(await p.evaluate(() => window.owned), undefined, `${where}: a name of the profile ran`);
+    assert.equal(await p.locator("img, b, i, svg[onload], [onerror], [onclick]").count(), 0, `${where}: a name of the profile became markup`);
+  };
+  await harmless(page, "page");
+  assert.match(await page.textContent("#title"), /<script>|<b onclick/, "the hostile name does not show as text");
+  assert(await page.locator("main", { hasText: "<script>window.owned=1</script>" }).count() > 0, "the hostile function does not show as text");
+  await page.locator("#verdict tbody tr").first().click();
+  await harmless(page, "call stack");
+  await page.keyboard.press("Escape");
+  await page.locator("#boxes .box").nth(2).click();
+  await page.fill("#find", "<script>");
+  await harmless(page, "flame graph");
+  if (home.protocol !== "http:") return;
+  for (const view of ["flamegraph", "top", "peek?f=."]) {
+    const other = await context.newPage();
+    await other.goto(url + "pprof/" + view);
+    assert.equal(await other.evaluate(() => window.owned), undefined, `pprof's ${view}: a name of the profile ran`);
+    await other.close();
+  }
+}
+
 async function screenshots(name) {
   await page.screenshot({ path: `${shots}/${name}.png`, fullPage: true });
   await page.emulateMedia({ colorScheme: "dark" });
@@ -123,10 +149,15 @@ if (mode === "single") {
   assert.equal(await hue("table_grow"), "red", "what is new is not red");
   await accessible();
   await screenshots("compare");
+} else if (mode === "hostile") {
+  await hostile();
 } else {
   assert(await page.locator("#boxes .box").count() > 100, "a large profile has a small flame graph");
-  await page.locator("#boxes .box").nth(20).click();
+  const wide = await page.locator("#boxes .box").evaluateAll((all) => all.map((e) => e.offsetWidth).findLastIndex((w) => w >= 20));
+  await page.locator("#boxes .box").nth(wide).click();
   result.boxes = await page.locator("#boxes .box").count();
+  result.requests = requests;
+  result.bytes = await page.evaluate(() => performance.getEntriesByType("navigation")[0].decodedBodySize);
 }
 await browser.close();
 assert.deepEqual(complaints, [], "the browser complained, or something was fetched");
