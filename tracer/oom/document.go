@@ -18,6 +18,8 @@ type Document struct {
 	Score         *int        `json:"score"`
 	ScoreAdj      *int        `json:"oom_score_adj"`
 	Group         bool        `json:"oom_group"`
+	Asker         bool        `json:"allocating_task"`
+	Manual        bool        `json:"manual"`
 	Invoker       *invoker    `json:"invoker"`
 	LimitCgroup   string      `json:"limit_cgroup"`
 	TaskCgroup    string      `json:"task_cgroup"`
@@ -55,7 +57,7 @@ func (k *Kill) Document() Document {
 	d := Document{
 		UptimeSeconds: k.Uptime.Seconds(), Scope: k.Scope, PID: k.PID, Comm: k.Comm, UID: k.UID,
 		TotalVM: k.TotalVM, Anon: k.Anon, File: k.File, Shmem: k.Shmem, PageTables: k.PageTables,
-		Score: k.Score, ScoreAdj: k.ScoreAdj, Group: k.Group,
+		Score: k.Score, ScoreAdj: k.ScoreAdj, Group: k.Group, Asker: k.Asker, Manual: k.Manual,
 		LimitCgroup: k.LimitCgroup, TaskCgroup: k.TaskCgroup,
 		Container: k.Container.ID, Pod: k.Container.Pod, Runtime: k.Container.Runtime,
 		Usage: k.Usage, Limit: k.Limit, SwapUsage: k.SwapUsage, SwapLimit: k.SwapLimit, SwapWithRAM: k.SwapWithRAM,

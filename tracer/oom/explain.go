@@ -23,6 +23,9 @@ func (k *Kill) Headline() string {
 }
 
 func (k *Kill) cause() string {
+	if k.Manual {
+		return "somebody told the kernel to kill (SysRq f)"
+	}
 	switch k.Scope {
 	case Cgroup:
 		return "its cgroup met a memory limit"
@@ -99,7 +102,7 @@ func (k *Kill) heldText() string {
 
 func (k *Kill) invokerText() string {
 	i := k.Invoker
-	if i.Comm == "" {
+	if i.Comm == "" || k.Manual {
 		return ""
 	}
 	who := show(i.Comm, 40)
@@ -121,14 +124,17 @@ func (k *Kill) chosenText() string {
 	if k.Group {
 		parts = append(parts, "memory.oom.group: the whole group is killed")
 	}
+	if k.Asker {
+		parts = append(parts, "vm.oom_kill_allocating_task: whoever asks is killed")
+	}
 	if k.Score != nil {
-		parts = append(parts, fmt.Sprintf("score %d of 1000", *k.Score))
+		parts = append(parts, fmt.Sprintf("score %d (1000 is all memory)", *k.Score))
 	}
 	if k.ScoreAdj != nil {
 		parts = append(parts, fmt.Sprintf("oom_score_adj %d%s", *k.ScoreAdj, adjMeaning(*k.ScoreAdj)))
 	}
 	if k.Candidates > 0 {
-		parts = append(parts, fmt.Sprintf("%s to choose from", count(k.Candidates, "process", "processes")))
+		parts = append(parts, "of "+count(k.Candidates, "process", "processes"))
 	}
 	return strings.Join(parts, ", ")
 }
@@ -161,8 +167,12 @@ func (k *Kill) largestText() string {
 // meaning is what a person can conclude.
 func (k *Kill) meaning() string {
 	switch {
+	case k.Manual:
+		return "no memory was missing: look for who wrote f to /proc/sysrq-trigger, or pressed the keys"
 	case k.Scope == System:
 		return "no limit was met: the machine itself is too small or too full"
+	case k.Scope == Nodes:
+		return "a cpuset or a memory policy kept it off nodes that may have had memory"
 	case k.Scope != Cgroup:
 		return ""
 	case k.LimitCgroup == "" || k.TaskCgroup == "" || k.LimitCgroup == k.TaskCgroup:

@@ -41,6 +41,8 @@ type Kill struct {
 	Score      *int // badness in thousandths of the memory at hand; kernels before 5.1
 	ScoreAdj   *int
 	Group      bool // killed with its whole group (memory.oom.group)
+	Asker      bool // killed for it was the one that asked (vm.oom_kill_allocating_task)
+	Manual     bool // a person asked for it (SysRq f)
 
 	Invoker     Invoker
 	LimitCgroup string // whose limit was met
@@ -60,7 +62,7 @@ type Kill struct {
 
 // Invoker is the process whose request for memory could not be met.
 type Invoker struct {
-	PID  int // 0 when the log does not tell
+	PID  int // of the process where the log tells, else of the thread; 0 when it tells neither
 	Comm string
 	GFP  string // flags of the request
 	// Order is the power of two of the pages it asked for.

@@ -17,7 +17,7 @@ type Line struct {
 // Forms of a line, by who wrote it. Each leaves the kernel's own text at the end.
 var (
 	uptimeForm = regexp.MustCompile(`^(?:<\d+>)?\[ *(\d+)\.(\d{6})\](?:\[ *[TC]\d+\])? (.*)$`)                          // dmesg
-	ctimeForm  = regexp.MustCompile(`^\[(\w{3} \w{3} [ \d]\d \d{2}:\d{2}:\d{2} \d{4})\] (.*)$`)                         // dmesg -T
+	ctimeForm  = regexp.MustCompile(`^\[(\w{3} \w{3} [ \d]\d \d{2}:\d{2}:\d{2} \d{4})\](?:\[ *[TC]\d+\])? (.*)$`)       // dmesg -T
 	isoForm    = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:[.,]\d+)?(?:Z|[+-]\d{2}:?\d{2}))\s+(.*)$`) // journalctl -o short-iso, rsyslog, dmesg --time-format iso
 	syslogForm = regexp.MustCompile(`^(\w{3} [ \d]\d \d{2}:\d{2}:\d{2}(?:\.\d+)?) (.*)$`)                               // syslog, journalctl
 	kernelTag  = regexp.MustCompile(`^\S+ kernel(?:\[\d+\])?: (?:\[ *\d+\.\d{6}\] ?)?(.*)$`)                            // after the time of a syslog

@@ -69,6 +69,11 @@ func TestEveryKernelsFormIsRead(t *testing.T) {
 		{"3.10-memcg.log", []string{"cgroup 942 nginx uid - anon 519203 file 1001 shmem 0 tables - score 1991 adj 997 | by 942 nginx order 0 | usage 524288 of 524288 hits 26 | 2 candidates, kernel 3.10.0-1160.el7.x86_64"}},
 		{"3.10-uid.log", []string{"system 2017 sh uid 1001 anon 519203 file 1001 shmem 7 tables - score - adj - | by 2001 java order 0 | usage - of - hits - | 1 candidates, kernel 3.10.0-1160.el7.x86_64"}},
 		{"4.19-memcg.log", []string{"cgroup 53 php uid - anon 13001 file 0 shmem 0 tables - score 796 adj 0 | by 51 php order 0 | usage 65536 of 65536 hits 31 | 1 candidates, kernel 4.19.0-27-amd64"}},
+		{"4.4-system.log", []string{"system 20811 java uid - anon 3600011 file 17 shmem - tables - score 907 adj 0 | by 20811 java order 0 | usage - of - hits - | 2 candidates, kernel 4.4.0-210-generic"}},
+		{"4.15-nodemask.log", []string{"cgroup 1201 php-fpm uid - anon 119003 file 1009 shmem 13 tables - score 1881 adj 968 | by 1201 php-fpm order 0 | usage 131072 of 131072 hits 1009 | 2 candidates, kernel 4.15.0-213-generic"}},
+		{"5.10-v2.log", []string{"cgroup 812 python3 uid 1000 anon 256003 file 19 shmem 0 tables 596 score - adj 0 | by 812 python3 order 0 | usage 262144 of 262144 hits 53 | 1 candidates, kernel 5.10.0-28-amd64"}},
+		{"5.15-nodes.log", []string{"nodes 631 sim uid 1003 anon 60013 file 7 shmem 0 tables 144 score - adj 0 | by 631 sim order 0 | usage - of - hits - | 0 candidates, kernel 5.15.0-91-generic"}},
+		{"sysrq.log", []string{"system 2221 firefox uid 1000 anon 8009 file 701 shmem 61 tables 40 score - adj 100 | by 3217 kworker/1:2 order -1 | usage - of - hits - | 0 candidates, kernel 6.1.0-18-amd64"}},
 		{"5.0-system.log", []string{"system 73 db,main uid 107 anon 7000003 file 0 shmem 11 tables 14000 score - adj -900 | by 71 exe order 3 | usage - of - hits - | 0 candidates, kernel 5.4.0-200-generic"}},
 		{"6.18-memcg.log", []string{"cgroup 5938 exe uid 0 anon 48512 file 4288 shmem 0 tables 192 score - adj 3 | by 5938 exe order 0 | usage 49152 of 49152 hits 45 | 2 candidates, kernel 6.18.44"}},
 		{"6.1-group.log", []string{
@@ -120,6 +125,24 @@ func TestGroupsAndContainersAreRead(t *testing.T) {
 	}
 }
 
+func TestWhoeverWasChosenForAnotherReasonIsExplained(t *testing.T) {
+	for file, want := range map[string]string{
+		"sysrq.log":      "somebody told the kernel to kill (SysRq f); no memory was missing",
+		"5.15-nodes.log": "the NUMA nodes it may use had no memory left; a cpuset or a memory policy",
+		"4.4-system.log": "the machine had no memory left; no limit was met",
+	} {
+		if d := kills(t, file)[0].Document(); !strings.Contains(d.Explanation, want) {
+			t.Errorf("%s: the explanation %q lacks %q", file, d.Explanation, want)
+		}
+	}
+	if k := kills(t, "5.15-nodes.log")[0]; !k.Asker || !strings.Contains(k.chosenText(), "whoever asks is killed") {
+		t.Errorf("chosen: %s", k.chosenText())
+	}
+	if k := kills(t, "4.4-system.log")[0]; !strings.Contains(k.invokerText(), "the victim itself") {
+		t.Errorf("asked by %s, but it was a thread of the victim", k.invokerText())
+	}
+}
+
 func TestTimesOfEveryLogAreRead(t *testing.T) {
 	utc := func(s string) time.Time {
 		v, err := time.Parse(time.RFC3339Nano, s)
@@ -136,6 +159,7 @@ func TestTimesOfEveryLogAreRead(t *testing.T) {
 		{"dmesg with caller", "[    1.500000][ T12] x", Line{Uptime: 1500 * time.Millisecond, Text: "x"}},
 		{"dmesg -r", "<6>[    1.500000] x", Line{Uptime: 1500 * time.Millisecond, Text: "x"}},
 		{"dmesg -T", "[Tue Nov 24 23:12:51 2026] x", Line{Time: utc("2026-11-24T23:12:51Z"), Text: "x"}},
+		{"dmesg -T with caller", "[Tue Nov 24 23:12:51 2026][  T12] x", Line{Time: utc("2026-11-24T23:12:51Z"), Text: "x"}},
 		{"dmesg iso", "2026-11-24T23:12:51,989095+01:00 x y", Line{Time: utc("2026-11-24T22:12:51.989095Z"), Text: "x y"}},
 		{"journal iso", "2026-11-24T23:12:51+0100 host kernel: x", Line{Time: utc("2026-11-24T22:12:51Z"), Text: "x"}},
 		{"syslog", "Nov  4 23:12:51 host kernel: [ 77.000001] x", Line{Time: utc("2026-11-04T23:12:51Z"), Text: "x"}},

@@ -34,7 +34,7 @@ const (
 
 // The kernel's texts. Names are matched greedily up to the last thing that can follow one.
 var (
-	invoked = regexp.MustCompile(`^(.*) invoked oom-killer: gfp_mask=(0x[0-9a-f]+(?:\([^)]*\))?),(?: nodemask=.*,)? order=(\d+), oom(?:_score)?_adj=(-?\d+)`)
+	invoked = regexp.MustCompile(`^(.*) invoked oom-killer: gfp_mask=(0x[0-9a-f]+(?:\([^)]*\))?),(?: nodemask=.*,)? +order=(-?\d+), oom(?:_score)?_adj=(-?\d+)`)
 	cpuLine = regexp.MustCompile(`^CPU: \d+ (?:UID: \d+ )?PID: (\d+) Comm: .* (\d+\.\d+\S*) #`)
 	pidLine = regexp.MustCompile(`^Pid: (\d+), comm: .* (\d+\.\d+\S*) #`)
 	taskIn  = regexp.MustCompile(`^Task in (.*) killed as a result of limit of (.*)$`)
@@ -86,6 +86,9 @@ func (p *Parser) Add(l Line) (*Kill, bool) {
 	return nil, false
 }
 
+// manualOrder is what the kernel asks for when it was told to kill.
+const manualOrder = -1
+
 // groupPrefix stands before the kills of a group's other processes.
 const groupPrefix = "memory.oom.group"
 
@@ -97,6 +100,7 @@ func (p *Parser) start(m []string) {
 	p.current = true
 	order, _ := strconv.Atoi(m[3])
 	p.report.kill.Invoker = Invoker{Comm: m[1], GFP: m[2], Order: order}
+	p.report.kill.Manual = order == manualOrder
 }
 
 // score is a victim announced; kernels before 5.1 then say what it held, possibly of its child.
@@ -122,6 +126,7 @@ func setScope(k *Kill, prefix string) {
 func (p *Parser) kill(l Line, m []string) *Kill {
 	k := p.report.kill
 	setScope(&k, m[1])
+	k.Asker = strings.HasSuffix(m[1], "(oom_kill_allocating_task)")
 	k.Time, k.Uptime = l.Time, l.Uptime
 	k.PID, _ = strconv.Atoi(m[2])
 	k.Comm = m[3] + m[4]
@@ -263,6 +268,8 @@ func (r *report) addTable(text string) {
 	c.PID, _ = strconv.Atoi(m[1])
 	for i, value := range values {
 		switch r.columns[i] {
+		case "tgid":
+			r.addThread(&c, value)
 		case "rss":
 			pages, _ := strconv.ParseUint(value, 10, 40)
 			c.RSS = pages * memory.PageSize
@@ -273,6 +280,18 @@ func (r *report) addTable(text string) {
 		}
 	}
 	r.candidates = append(r.candidates, c)
+}
+
+// addThread makes the process of a row that stands for one of its threads. The thread may be the one that asked.
+func (r *report) addThread(c *Candidate, tgid string) {
+	process, err := strconv.Atoi(tgid)
+	if err != nil {
+		return
+	}
+	if r.kill.Invoker.PID == c.PID {
+		r.kill.Invoker.PID = process
+	}
+	c.PID = process
 }
 
 func kilobytes(text string) *uint64 {
