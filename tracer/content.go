@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
@@ -55,25 +56,59 @@ func (t *Tracer) AddBlocks(s *profile.Snapshot) error {
 	return nil
 }
 
+// ContentOptions say how AddContent reads. The zero value reads every block and hides what it holds.
+type ContentOptions struct {
+	NoRedact bool
+	// Blocks bounds the blocks that are read of each stack, where time is short; 0 is no bound. The figures of the others
+	// are scaled up from them.
+	Blocks int
+}
+
 // AddContent reads the blocks in use of each stack out of the living processes, at their exact bounds, and notes what they
-// hold. It takes a snapshot with blocks, best after Stop: blocks that the target has freed since read as whatever is there now.
-func (t *Tracer) AddContent(ctx context.Context, s *profile.Snapshot, noRedact bool) error {
-	stacks := map[int][]*profile.Stack{}
+// hold. It takes the newest snapshot, with blocks. Blocks that a target frees meanwhile read as whatever is there now. What
+// it finds is kept for processes that end: their stacks have what was found last.
+func (t *Tracer) AddContent(ctx context.Context, s *profile.Snapshot, o ContentOptions) error {
+	living := map[int][]*profile.Stack{}
+	keys := map[*profile.Stack]bookKey{}
 	t.mu.Lock()
 	for _, st := range s.Stacks {
-		if m := t.members[t.keys[st].proc]; m != nil && !m.ended && !m.execed {
-			stacks[m.pid] = append(stacks[m.pid], st)
+		m := t.members[t.keys[st].proc]
+		if m == nil || m.execed {
+			continue
+		}
+		keys[st] = t.keys[st]
+		st.Content = t.contents[keys[st]]
+		if !m.ended {
+			living[m.pid] = append(living[m.pid], st)
 		}
 	}
 	t.mu.Unlock()
 	var errs []error
-	for pid, of := range stacks {
-		errs = append(errs, addContent(ctx, pid, of, noRedact))
+	for _, pid := range mostFirst(living) {
+		errs = append(errs, addContent(ctx, pid, living[pid], o))
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for st, key := range keys {
+		if st.Content != nil {
+			t.contents[key] = st.Content
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func addContent(ctx context.Context, pid int, stacks []*profile.Stack, noRedact bool) error {
+// mostFirst sorts processes by what they hold: the OOM killer's next victim comes first.
+func mostFirst(stacks map[int][]*profile.Stack) []int {
+	held := map[int]int64{}
+	for pid, list := range stacks {
+		for _, st := range list {
+			held[pid] += st.InUseBytes()
+		}
+	}
+	return slices.SortedFunc(maps.Keys(stacks), func(a, b int) int { return cmp.Compare(held[b], held[a]) })
+}
+
+func addContent(ctx context.Context, pid int, stacks []*profile.Stack, o ContentOptions) error {
 	image, err := memory.OpenProcess(pid)
 	if errors.Is(err, memory.ErrGone) {
 		return nil // its blocks went with it
@@ -82,6 +117,35 @@ func addContent(ctx context.Context, pid int, stacks []*profile.Stack, noRedact 
 		return err
 	}
 	defer image.Close()
-	_, err = heap.Join(ctx, heap.NewSpace(image), nil, stacks, noRedact)
+	read := make([]*profile.Stack, len(stacks))
+	for i, st := range stacks {
+		thin := *st
+		thin.Content, thin.Blocks = nil, thinned(st.Blocks, o.Blocks)
+		read[i] = &thin
+	}
+	_, err = heap.Join(ctx, heap.NewSpace(image), nil, read, o.NoRedact)
+	for i, st := range read {
+		if st.Content != nil {
+			stacks[i].Content = st.Content
+		}
+	}
+	if gone(pid) {
+		return nil // it ended below the reader
+	}
 	return err
+}
+
+// thinned takes every so manieth block, so that at most that many are left; each stands for more then.
+func thinned(blocks []profile.Block, most int) []profile.Block {
+	if most == 0 || len(blocks) <= most {
+		return blocks
+	}
+	step := (len(blocks) + most - 1) / most
+	few := make([]profile.Block, 0, most)
+	for i := 0; i < len(blocks); i += step {
+		b := blocks[i]
+		b.Weight *= float64(min(step, len(blocks)-i))
+		few = append(few, b)
+	}
+	return few
 }

@@ -43,7 +43,8 @@ type Tracer struct {
 	members  map[uint64]*member // by key, all that ever were
 	current  map[int]*member    // by pid, those that live
 	stacks   map[stackKey]*stack
-	keys     map[*profile.Stack]bookKey // of the last snapshot's stacks
+	keys     map[*profile.Stack]bookKey    // of the last snapshot's stacks
+	contents map[bookKey][]profile.Content // as last read
 	notes    []string
 	events   []profile.Event
 	exits    int // processes that ended
@@ -75,7 +76,8 @@ func New(o Options) (*Tracer, error) {
 			Rules: allocator.Rules{LongNops: kernel.EmulatesLongNops(), RAX: true}, Definitions: o.Definitions,
 		},
 		members: map[uint64]*member{}, current: map[int]*member{}, stacks: map[stackKey]*stack{},
-		done: make(chan struct{}),
+		contents: map[bookKey][]profile.Content{},
+		done:     make(chan struct{}),
 	}
 	if err := t.prepare(); err != nil {
 		return nil, errors.Join(err, t.Close())
@@ -153,8 +155,8 @@ func (t *Tracer) watch() error {
 func (t *Tracer) Add(pid int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.current[pid] != nil {
-		return nil
+	if t.current[pid] != nil || !t.stopped.IsZero() {
+		return nil // whoever joins after the end is not missed
 	}
 	m := newMember((monotonic()>>10)<<32|uint64(uint32(pid)), pid)
 	m.identify()

@@ -158,7 +158,7 @@ func (r *traceRun) reply(q question) {
 }
 
 func (r *traceRun) blocksOf(pid int) ([]byte, error) {
-	s, err := r.finish(true)
+	s, err := r.finish(extras{blocks: true})
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/profile"
 )
 
-// series is the numbered profiles of --interval.
+// series is the numbered profiles of --interval, --at and --on-oom.
 type series struct {
 	base    string
 	keep    int
@@ -18,8 +18,8 @@ type series struct {
 }
 
 // write adds the next profile and removes the oldest beyond keep.
-func (s *series) write(r *traceRun) error {
-	snapshot, err := r.finish(r.flags.blocks)
+func (s *series) write(r *traceRun, e extras) error {
+	snapshot, err := r.finish(e)
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	f.own.addFlags(cmd)
 	s.StringArrayVar(&f.debugDirs, "debug-dir", nil, "`DIR` to look for debug files in, before /usr/lib/debug")
 	s.StringArrayVar(&f.debugURLs, "debuginfod", nil, "`URL` of a debuginfod server (default: DEBUGINFOD_URLS)")
-	s.BoolVar(&f.content, "content", false, "also say what the blocks in use hold at the end, redacted")
+	s.BoolVar(&f.content, "content", false, "also say what the blocks in use hold at the end, redacted; with\n--until-oom also before a kill, at --at or 70 % and 90 % of the limit")
 	s.BoolVar(&f.noRedact, "no-redact", false, "with --content: show the samples as they are")
 	s.BoolVar(&f.blocks, "blocks", false, "keep the addresses of the blocks in use in the profile, for inspect --stack")
 	s.BoolVar(&f.noInlines, "no-inlines", false, "do not name inlined calls")
@@ -149,6 +149,9 @@ func (f *traceFlags) run(cmd *cobra.Command, command []string) error {
 	}
 	if f.keep < 0 || f.keep > 0 && f.interval == 0 {
 		return usageErrorf("--keep %d: it is a number of profiles, and goes with --interval", f.keep)
+	}
+	if _, err := f.thresholds(); err != nil {
+		return err
 	}
 	options, err := f.options(cmd.Flags().Changed)
 	if err != nil {
@@ -253,13 +256,9 @@ func (r *traceRun) trace(ctx context.Context, out *output) error {
 	r.door.close()
 	r.warnOf(r.tracer.Stop())
 	r.progress.clear()
-	snapshot, err := r.finish(r.flags.blocks || r.flags.content)
+	snapshot, err := r.finish(r.wanted())
 	if err != nil {
 		return err
-	}
-	if r.flags.content {
-		r.warnOf(r.tracer.AddContent(context.Background(), snapshot, r.flags.noRedact))
-		snapshot.HasBlocks = r.flags.blocks
 	}
 	err = r.write(snapshot, out, interrupted)
 	if r.child == nil {
@@ -351,15 +350,31 @@ func (r *traceRun) watch(ctx context.Context) error {
 	if len(groups) == 0 {
 		return errors.New("no control group to watch: give --cgroup or --container")
 	}
-	var at []float64
-	var err error
-	if r.flags.at != "" {
-		if at, err = cgroup.ParseShares(r.flags.at); err != nil {
-			return usageErrorf("--at: %w", err)
-		}
+	at, err := r.flags.thresholds()
+	if err != nil {
+		return err
 	}
 	r.groups, err = watchGroups(ctx, groups, at)
 	return err
+}
+
+// contentAt is where blocks are looked into before a kill if nothing else is said. The last look is the best, but the OOM
+// killer may be faster than it.
+var contentAt = []float64{0.7, 0.9}
+
+// thresholds are the shares of the limit at which something is to be done.
+func (f *traceFlags) thresholds() ([]float64, error) {
+	if f.at == "" && f.content && (f.untilOOM || f.onOOM) {
+		return contentAt, nil
+	}
+	if f.at == "" {
+		return nil, nil
+	}
+	at, err := cgroup.ParseShares(f.at)
+	if err != nil {
+		return nil, usageErrorf("--at: %w", err)
+	}
+	return at, nil
 }
 
 func (r *traceRun) ready() error {
@@ -396,7 +411,7 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 		case <-end:
 			return false
 		case <-next:
-			r.warnOf(r.series.write(r))
+			r.warnOf(r.series.write(r, r.wanted()))
 		case q := <-r.door.asked():
 			r.reply(q)
 		case e := <-r.groups:
@@ -431,14 +446,29 @@ func (r *traceRun) onGroup(e cgroup.Event) (end bool) {
 			time.Sleep(settleTime)
 			return true
 		}
-		if !r.flags.onOOM {
-			return false
+		if r.flags.onOOM {
+			r.warnOf(r.series.write(r, r.wanted()))
 		}
 	case cgroup.Removed:
 		return r.flags.untilOOM
+	case cgroup.Crossed:
+		r.warnOf(r.onCrossed())
 	}
-	r.warnOf(r.series.write(r))
 	return false
+}
+
+// hastyBlocks bounds the blocks that are read of each stack while the limit is near: the OOM killer does not wait.
+const hastyBlocks = 2_000
+
+// onCrossed keeps what the blocks hold now, for the profile of a victim, and writes a profile if that was asked for.
+func (r *traceRun) onCrossed() error {
+	e := r.wanted()
+	e.contentBlocks = hastyBlocks
+	if r.flags.at != "" {
+		return r.series.write(r, e)
+	}
+	_, err := r.snapshot(e)
+	return err
 }
 
 func (r *traceRun) warnOf(err error) {
@@ -457,16 +487,37 @@ func (r *traceRun) checkSilence() {
 	r.progress.warn(text)
 }
 
-// finish makes a snapshot with names, and with the blocks in use when they are asked for.
-func (r *traceRun) finish(blocks bool) (*profile.Snapshot, error) {
-	snapshot, err := r.tracer.Snapshot()
-	if err != nil {
+// extras are what a snapshot has beside its books.
+type extras struct {
+	blocks, content bool
+	contentBlocks   int // read of each stack; 0 is all
+}
+
+// wanted is what the person asked for.
+func (r *traceRun) wanted() extras { return extras{blocks: r.flags.blocks, content: r.flags.content} }
+
+// snapshot makes one without names. What the blocks hold is read at once: a target may be about to die.
+func (r *traceRun) snapshot(e extras) (*profile.Snapshot, error) {
+	s, err := r.tracer.Snapshot()
+	if err != nil || !e.blocks && !e.content {
+		return s, err
+	}
+	if err := r.tracer.AddBlocks(s); err != nil {
 		return nil, err
 	}
-	if blocks {
-		if err := r.tracer.AddBlocks(snapshot); err != nil {
-			return nil, err
-		}
+	if e.content {
+		o := tracer.ContentOptions{NoRedact: r.flags.noRedact, Blocks: e.contentBlocks}
+		r.warnOf(r.tracer.AddContent(context.Background(), s, o))
+		s.HasBlocks = e.blocks
+	}
+	return s, nil
+}
+
+// finish makes a snapshot with names.
+func (r *traceRun) finish(e extras) (*profile.Snapshot, error) {
+	snapshot, err := r.snapshot(e)
+	if err != nil {
+		return nil, err
 	}
 	err = r.tracer.Symbolize(context.Background(), snapshot, symbolize.Options{
 		DebugDirs: r.flags.debugDirs, DebuginfodURLs: debuginfodURLs(r.flags.debugURLs), NoInlines: r.flags.noInlines,

@@ -95,6 +95,9 @@ func (tr *Tracer) Running() bool {
 	}
 }
 
+// Output is the profile that it writes.
+func (tr *Tracer) Output() string { return tr.out }
+
 // PID is the tracer's own pid.
 func (tr *Tracer) PID() int { return tr.cmd.Process.Pid }
 

@@ -152,54 +152,6 @@ func TestACommandIsTracedFromItsFirstInstruction(t *testing.T) {
 	}
 }
 
-func TestTheOOMKillersVictimHasACompleteProfile(t *testing.T) {
-	live.RequireBPF(t)
-	const limit = 64 << 20
-	group := memoryGroup(t, limit)
-	program := live.CompileC(t, "testdata/grower.c")
-	p := live.StartCmd(t, exec.Command("sh", "-c", "echo $$ >"+group+"/cgroup.procs && exec "+program))
-	p.Expect(t, "ready")
-	tr := live.TraceArgs(t, "--cgroup", group, "--until-oom", "--mode", "exact", "--at", "50%")
-	p.Send(t, "go")
-	result := tr.Wait(t)
-	if result.ExitCode != 0 {
-		t.Fatalf("exit code %d, want 0\n%s%s", result.ExitCode, result.Stdout, result.Stderr)
-	}
-	got := live.Sum(result.Profile, "malloc", "malloc", "grow")
-	if got.InUseBytes < limit*9/10 {
-		t.Errorf("the victim held %d bytes through grow, want most of its limit of %d\n%s", got.InUseBytes, limit, result.Stdout)
-	}
-	for _, want := range []string{"the OOM killer took 1 process", "was killed by signal 9", "passed 50 %"} {
-		if !strings.Contains(result.Stdout, want) {
-			t.Errorf("the summary lacks %q\n%s", want, result.Stdout)
-		}
-	}
-	series, err := filepath.Glob(strings.TrimSuffix(result.Path, ".pb.gz") + ".0*.pb.gz")
-	if err != nil || len(series) == 0 {
-		t.Errorf("no profile was written at 50 %%: %v", err)
-	}
-}
-
-// memoryGroup makes a control group with a memory limit, of version 1 or 2, whichever has the controller here.
-func memoryGroup(t *testing.T, limit int) string {
-	t.Helper()
-	dir, file := "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
-	if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
-		dir, file = "/sys/fs/cgroup", "memory.max"
-	}
-	group := filepath.Join(dir, fmt.Sprintf("allocsnoop-test-%d", os.Getpid()))
-	if err := os.Mkdir(group, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		await(t, "the control group to be empty", func() bool { return os.Remove(group) == nil })
-	})
-	if err := os.WriteFile(filepath.Join(group, file), []byte(strconv.Itoa(limit)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return group
-}
-
 func TestOneProfileForEachProcessOnDemand(t *testing.T) {
 	live.RequireBPF(t)
 	program := live.CompileC(t, "testdata/maker.c")
