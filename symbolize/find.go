@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // debugDirs returns the directories to search, the caller's first.
@@ -18,19 +20,31 @@ func (s *Symbolizer) debugDirs() []string {
 	return append(s.options.DebugDirs[:len(s.options.DebugDirs):len(s.options.DebugDirs)], defaultDebugDir)
 }
 
-func openPath(path string) (*object, error) {
-	f, err := os.Open(path)
+// openRegular opens regular files only. A file names the place of its debug file itself, so that it may be a pipe, which
+// hangs whoever opens it, or a device, which acts.
+func openRegular(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	handle := os.NewFile(uintptr(fd), path)
+	defer handle.Close()
+	info, err := handle.Stat()
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("open %s: not a regular file", path)
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("open %s: not a regular file", path)
 	}
-	var o *object
-	if err == nil {
-		o, err = openELF(f, path)
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+}
+
+func openPath(path string) (*object, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
 	}
+	o, err := openELF(f, path)
 	if err != nil {
 		f.Close()
 		return nil, err

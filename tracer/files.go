@@ -12,6 +12,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/tracer/allocator"
 	"github.com/allocsnoop/allocsnoop/tracer/inventory"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +51,7 @@ func (f *files) open(pid int, r *memory.Range) (*object, error) {
 	if o := f.ranges[rangeFile{r.Dev, r.Inode}]; o != nil {
 		return o, nil
 	}
-	file, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.Start, r.End))
+	file, err := rootfs.OpenLink(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.Start, r.End))
 	if err != nil {
 		return nil, fmt.Errorf("open %s as process %d has it: %w", r.Path, pid, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/rootfs"
 )
 
 // maxCached bounds the scanned files that a Scanner remembers.
@@ -126,11 +126,11 @@ func (s *Scanner) mapped(pid int, r *memory.Range) MappedFile {
 // not allowed (it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE), the name is used and must lead to the same inode.
 func (s *Scanner) open(pid int, r *memory.Range) (*os.File, error) {
 	name := fmt.Sprintf("%x-%x", r.Start, r.End)
-	f, err := openNonblock(s.FS.Path(pid, "map_files", name))
-	if err == nil {
-		return f, nil
+	f, err := rootfs.OpenLink(s.FS.Path(pid, "map_files", name))
+	if err == nil || errors.Is(err, rootfs.ErrNotRegular) {
+		return f, err
 	}
-	f, byName := openNonblock(filepath.Join(s.FS.Path(pid, "root"), r.Path))
+	f, byName := rootfs.Open(s.FS.Path(pid, "root"), r.Path)
 	if byName != nil {
 		return nil, errors.Join(err, byName)
 	}
@@ -140,18 +140,6 @@ func (s *Scanner) open(pid int, r *memory.Range) (*os.File, error) {
 		return nil, fmt.Errorf("%s was replaced since it was mapped", r.Path)
 	}
 	return f, nil
-}
-
-// openNonblock opens regular files only and never waits: a name in a foreign root may be a pipe or a device.
-func openNonblock(path string) (*os.File, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 }
 
 func (s *Scanner) scan(f *os.File, key cacheKey) (*File, error) {

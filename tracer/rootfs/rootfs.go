@@ -32,6 +32,17 @@ func Open(root, name string) (*os.File, error) {
 	return Reopen(fd, name)
 }
 
+// OpenLink opens the regular file that a link of procfs (map_files, exe) leads to. Such a link needs no root: it is the
+// file itself, which may be a device.
+func OpenLink(link string) (*os.File, error) {
+	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: link, Err: err}
+	}
+	defer unix.Close(fd)
+	return Reopen(fd, link)
+}
+
 // ReadFile reads a regular file of at most limit bytes.
 func ReadFile(root, name string, limit int64) ([]byte, error) {
 	f, err := Open(root, name)

@@ -127,6 +127,19 @@ func TestAPipeIsNotOpened(t *testing.T) {
 	}
 }
 
+func TestALinkOfProcfsIsOpenedIfItLeadsToAFile(t *testing.T) {
+	f, err := OpenLink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for _, name := range []string{tree(t) + "/pipe", "/dev/null", "/proc/self/cwd"} {
+		if _, err := OpenLink(name); !errors.Is(err, ErrNotRegular) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 func TestAMissingFileIsSaidToBeMissing(t *testing.T) {
 	if _, err := Open(tree(t), "/missing"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/missing") {
 		t.Errorf("got %v", err)

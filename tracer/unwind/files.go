@@ -1,6 +1,7 @@
 package unwind
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/allocsnoop/allocsnoop/tracer/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,19 +26,19 @@ func (t *Tables) openArea(pid int, a area) (source, fileKey, error) {
 	if a.path == "[vdso]" {
 		return readVDSO(filepath.Join(dir, "mem"), a)
 	}
-	f, err := os.Open(filepath.Join(dir, "map_files", fmt.Sprintf("%x-%x", a.start, a.end)))
+	f, err := rootfs.OpenLink(filepath.Join(dir, "map_files", fmt.Sprintf("%x-%x", a.start, a.end)))
+	if err != nil && !errors.Is(err, rootfs.ErrNotRegular) {
+		f, err = rootfs.Open(filepath.Join(dir, "root"), strings.TrimSuffix(a.path, " (deleted)"))
+	}
 	if err != nil {
-		f, err = os.Open(filepath.Join(dir, "root", strings.TrimSuffix(a.path, " (deleted)")))
-		if err != nil {
-			return nil, fileKey{}, fmt.Errorf("open: %w", err)
-		}
+		return nil, fileKey{}, err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		f.Close()
 		return nil, fileKey{}, fmt.Errorf("stat: %w", err)
 	}
-	if st.Ino != a.inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if st.Ino != a.inode {
 		f.Close()
 		return nil, fileKey{}, fmt.Errorf("open %s: another file than the mapped one", a.path)
 	}
