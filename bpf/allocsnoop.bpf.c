@@ -945,6 +945,34 @@ int process_exited(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+#ifndef NO_TASK_STORAGE
+static long note_file(struct task_struct *task, struct vm_area_struct *vma, void *data)
+{
+	struct inode *inode = BPF_CORE_READ(vma, vm_file, f_inode);
+	struct mapped_file *answer = data;
+
+	answer->inode = BPF_CORE_READ(inode, i_ino);
+	answer->device = BPF_CORE_READ(inode, i_sb, s_dev);
+	return 0;
+}
+
+/*
+ * Tells which inode lies below a mapping of the calling process. On overlay file systems it is not the one of stat and
+ * maps: a file of an image has another number there in each container, yet it is one file, and the kernel's uprobes and
+ * page cache know it as that.
+ */
+SEC("syscall")
+int real_file(struct mapped_file *ask)
+{
+	struct mapped_file answer = {};
+	long err = bpf_find_vma(bpf_get_current_task_btf(), ask->address, note_file, &answer, 0);
+
+	ask->device = answer.device;
+	ask->inode = answer.inode;
+	return err; /* EBUSY when somebody else changes the mappings right now */
+}
+#endif
+
 /* Holds the types that no map names, so that bpf2go finds them; never used. */
 const struct {
 	enum op op;
@@ -956,4 +984,5 @@ const struct {
 	enum unwind_end unwind_end;
 	struct event event;
 	struct stack_head stack_head;
+	struct mapped_file mapped_file;
 } exported = {};

@@ -45,6 +45,23 @@ struct signal_struct {
 	atomic_t live;
 };
 
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	unsigned long i_ino;
+	struct super_block *i_sb;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct vm_area_struct {
+	struct file *vm_file;
+};
+
 struct mm_struct {
 	struct uprobes_state uprobes_state;
 };

@@ -116,6 +116,13 @@ type CurrentLiveKey struct {
 	Proc uint64
 }
 
+type CurrentMappedFile struct {
+	_       structs.HostLayout
+	Address uint64
+	Device  uint64
+	Inode   uint64
+}
+
 type CurrentOp uint32
 
 const (
@@ -334,6 +341,7 @@ const (
 	CurrentProgProcessExeced   = "process_execed"
 	CurrentProgProcessExited   = "process_exited"
 	CurrentProgProcessForked   = "process_forked"
+	CurrentProgRealFile        = "real_file"
 	CurrentProgSyscallExit     = "syscall_exit"
 	CurrentVarCallsShut        = "calls_shut"
 	CurrentVarExported         = "exported"
@@ -403,6 +411,7 @@ type CurrentProgramSpecs struct {
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
+	RealFile      *ebpf.ProgramSpec `ebpf:"real_file"`
 	SyscallExit   *ebpf.ProgramSpec `ebpf:"syscall_exit"`
 }
 
@@ -555,6 +564,7 @@ type CurrentPrograms struct {
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
+	RealFile      *ebpf.Program `ebpf:"real_file"`
 	SyscallExit   *ebpf.Program `ebpf:"syscall_exit"`
 }
 
@@ -571,6 +581,7 @@ func (p *CurrentPrograms) Close() error {
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,
+		p.RealFile,
 		p.SyscallExit,
 	)
 }

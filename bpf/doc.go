@@ -7,13 +7,14 @@ package bpf
 
 // The types of the maps and ring buffers, as C has them.
 type (
-	Func      = CurrentFunc
-	Proc      = CurrentProc
-	LiveKey   = CurrentLiveKey
-	Block     = CurrentBlock
-	RowKey    = CurrentRowKey
-	Row       = CurrentRow
-	Event     = CurrentEvent
-	StackHead = CurrentStackHead
-	ProbeAt   = CurrentProbeAt
+	Func       = CurrentFunc
+	Proc       = CurrentProc
+	LiveKey    = CurrentLiveKey
+	Block      = CurrentBlock
+	RowKey     = CurrentRowKey
+	Row        = CurrentRow
+	Event      = CurrentEvent
+	StackHead  = CurrentStackHead
+	ProbeAt    = CurrentProbeAt
+	MappedFile = CurrentMappedFile
 )

@@ -177,4 +177,11 @@ struct stack_head {
 
 #define PROB_BUCKETS 2048
 
+/* A question to real_file and its answer. */
+struct mapped_file {
+	__u64 address; /* of a mapping of the asking process */
+	__u64 device;  /* as the kernel numbers it inside: major << 20 | minor; 0: nothing is mapped there */
+	__u64 inode;
+};
+
 #endif

@@ -194,8 +194,7 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	if t.options.Mode == Growth {
 		return t.probeLua(m, ranges)
 	}
-	objects := map[allocator.FileID]*object{}
-	at := map[allocator.FileID][]*memory.Range{}
+	at := map[*object][]*memory.Range{}
 	for i := range ranges {
 		r := &ranges[i]
 		if r.Perms&memory.Exec == 0 || !r.IsFile() {
@@ -208,8 +207,7 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 			}
 			continue
 		}
-		objects[o.id] = o
-		at[o.id] = append(at[o.id], r)
+		at[o] = append(at[o], r)
 	}
 	plan, err := t.scanner.Plan(m.pid)
 	if err != nil {
@@ -220,11 +218,11 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	var errs []error
 	var fresh []*probe
 	for _, a := range plan.Probes {
-		o := objects[a.ID]
-		if o == nil || forwardsAndThrows(a) {
+		o := t.files.find(a.ID)
+		if len(at[o]) == 0 || forwardsAndThrows(a) {
 			continue
 		}
-		p, err := t.defineFunction(m, a, o, at[a.ID])
+		p, err := t.defineFunction(m, a, o, at[o])
 		errs = append(errs, err)
 		if p != nil && !m.opened[p] {
 			fresh = append(fresh, p)
@@ -251,6 +249,7 @@ func forwardsAndThrows(a allocator.Probe) bool {
 
 // defineFunction makes the function a probe and notes where the member has it.
 func (t *Tracer) defineFunction(m *member, a allocator.Probe, o *object, at []*memory.Range) (*probe, error) {
+	a.ID = o.id // another container may have the file under another number
 	p, err := t.probes.define(a, o.file)
 	if err != nil || m.placed[p] {
 		return p, err

@@ -50,6 +50,9 @@ func loadPrograms(o Options) (*programs, error) {
 	if !p.haveSession {
 		delete(spec.Programs, "call_session")
 	}
+	if current && kernel.HaveFindVMA() != nil {
+		delete(spec.Programs, "real_file")
+	}
 	if o.Mode == Growth {
 		delete(spec.Programs, "call_entered")
 		delete(spec.Programs, "call_returned")
@@ -127,7 +130,7 @@ func (p *programs) take(c *ebpf.Collection) error {
 		"call_entered": &p.CallEntered, "call_returned": &p.CallReturned, "call_session": &p.CallSession,
 		"lua_entered": &p.LuaEntered,
 		"enter_mmap":  &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
-		"syscall_exit":   &p.SyscallExit,
+		"syscall_exit": &p.SyscallExit, "real_file": &p.RealFile,
 		"process_forked": &p.ProcessForked, "process_execed": &p.ProcessExeced, "process_exited": &p.ProcessExited,
 	} {
 		*to = c.DetachProgram(name)

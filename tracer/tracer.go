@@ -90,6 +90,9 @@ func (t *Tracer) prepare() (err error) {
 	if t.programs, err = loadPrograms(t.options); err != nil {
 		return err
 	}
+	if t.programs.RealFile != nil {
+		t.files.real = t.programs.realFile
+	}
 	if t.tracefs, err = openTracefs(); err != nil {
 		return err
 	}

@@ -42,6 +42,10 @@ func HaveTaskPtRegs() error { return features.HaveProgramHelper(ebpf.Kprobe, asm
 // HaveCookie reports whether a probe can learn which of its attachments was hit (5.15).
 func HaveCookie() error { return features.HaveProgramHelper(ebpf.Kprobe, asm.FnGetAttachCookie) }
 
+// HaveFindVMA reports whether a program that is called like a function can look behind a mapping (5.17). Kernels without
+// it have maps tell of files below overlay file systems, so that nobody needs it there.
+func HaveFindVMA() error { return features.HaveProgramHelper(ebpf.Syscall, asm.FnFindVma) }
+
 // HaveUprobeMulti reports whether many uprobes can be attached by one cheap call (6.6).
 func HaveUprobeMulti() error { return features.HaveBPFLinkUprobeMulti() }
 
