@@ -20,6 +20,7 @@ import (
 type Load struct {
 	Requests    int           // 0: as many as fit into Duration
 	Duration    time.Duration // 0: until Requests are made
+	Rate        int           // requests a second, as far as the service keeps up; 0: as fast as it answers
 	Concurrency int           // connections, each with one request at a time; 1 when zero
 	Path        string        // "/session" (the default) gets a uid; "/text" and others are requested as they are
 	FirstUID    int           // uids count up from here
@@ -67,8 +68,16 @@ func run(ctx context.Context, addr string, roots *x509.CertPool, load Load) (Rep
 		end = time.Now().Add(load.Duration)
 	}
 	var next atomic.Int64
+	began := time.Now()
 	take := func() (int, bool) {
 		i := int(next.Add(1) - 1)
+		if load.Rate > 0 {
+			due := began.Add(time.Duration(i) * time.Second / time.Duration(load.Rate))
+			select {
+			case <-time.After(time.Until(due)):
+			case <-ctx.Done():
+			}
+		}
 		late := !end.IsZero() && time.Now().After(end)
 		return i, (load.Requests <= 0 || i < load.Requests) && !late && ctx.Err() == nil
 	}

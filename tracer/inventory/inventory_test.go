@@ -187,6 +187,7 @@ func TestVersionStrings(t *testing.T) {
 		{"libz.so.1", "\x001.2.13\x00 deflate 1.2.13 Copyright 1995-2022 Jean-loup Gailly and Mark Adler \x00", "deflate 1.2.13 Copyright 1995-2022 Jean-loup Gailly and Mark Adler"},
 		{"libenc.so", "\x00libenc v2.0\x00http://libenc.org/1.0\x00/usr/lib/libenc-1.0\x00enc %d 1.0\x00", "libenc v2.0"},
 		{"libelf.so.1", "\x001.2.13\x00", ""},
+		{"/opt/app/libencrypt.so", "libencrypt 1.4.2\x00", "libencrypt 1.4.2"}, // as maps name it
 		{"libnothing.so", "GCC: (Debian 12.2.0) 12.2.0\x00GLIBCXX_3.4.21\x00HTTP/1.1\x00127.0.0.1\x00", ""},
 		{"empty", "", ""},
 	} {

@@ -3,6 +3,7 @@ package inventory
 import (
 	"bufio"
 	"io"
+	"path"
 	"regexp"
 	"strings"
 )
@@ -16,10 +17,10 @@ const (
 // Version finds the string by which a program or library names its version ("OpenSSL 3.0.11 19 Sep 2023", "nginx/1.22.1");
 // empty when there is none. Files carry the versions of others too (their compiler's, their symbols'), so a string counts
 // that has the file's own name or the word version in it.
-func Version(r io.ReaderAt, name string) string {
+func Version(r io.ReaderAt, file string) string {
 	in := bufio.NewReaderSize(io.NewSectionReader(r, 0, maxScan), 256<<10)
 	best, bestScore := "", 0
-	stem := nameStem(name)
+	stem := nameStem(file)
 	eachString(in, func(s []byte) {
 		if !hasVersion(s) {
 			return
@@ -104,8 +105,8 @@ func versionScore(s, stem string) int {
 var nameNumbers = regexp.MustCompile(`[-_.]?\d[\d.]*$`)
 
 // nameStem is the name that a library's version string would carry: "ssl" of libssl.so.3, "nginx" of nginx.
-func nameStem(name string) string {
-	name, _, _ = strings.Cut(name, ".so")
+func nameStem(file string) string {
+	name, _, _ := strings.Cut(path.Base(file), ".so")
 	name = strings.TrimPrefix(nameNumbers.ReplaceAllString(name, ""), "lib")
 	if len(name) < 2 {
 		return "" // libm, libc: a letter is in every string
