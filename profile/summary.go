@@ -421,22 +421,64 @@ func (p *printer) reconciliation(r *Reconciliation) {
 	p.wrap(4, text(plain, "%s", r.String()))
 }
 
-// String is the line "RSS +81.3 MiB = 64 MiB in use by traced stacks + ...".
+// String is the line "RSS (resident memory) +81.3 MiB = 64.0 in use by traced stacks + ... + 4.0 unexplained". All figures are
+// in the unit of the largest, and rounded so that a reader who adds them up gets the sum.
 func (r *Reconciliation) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "RSS %s =", FormatByteChange(r.Change))
 	parts := append(slices.Clone(r.Parts), RSSPart{"unexplained", r.Unexplained})
-	for i, part := range parts {
-		sign := "+"
-		if part.Bytes < 0 {
-			sign = "-"
+	largest := magnitude(r.Change)
+	for _, p := range parts {
+		largest = max(largest, magnitude(p.Bytes))
+	}
+	unit, name := unitOf(largest)
+	tenths := roundToSum(parts, r.Change, unit/10)
+	text := func(t int64) string {
+		if unit == 1 {
+			return strconv.FormatInt(t/10, 10)
 		}
-		if i > 0 || part.Bytes < 0 {
-			b.WriteString(" " + sign)
+		return fmt.Sprintf("%d.%d", t/10, t%10)
+	}
+	signs := map[bool]string{true: "-", false: "+"}
+	var b strings.Builder
+	whole := int64(0)
+	for _, t := range tenths {
+		whole += t
+	}
+	fmt.Fprintf(&b, "RSS (resident memory) %s%s %s =", signs[whole < 0], text(int64(magnitude(whole))), name)
+	first := true
+	for i, p := range parts {
+		t := tenths[i]
+		if t == 0 && p.Name != "unexplained" {
+			continue
 		}
-		fmt.Fprintf(&b, " %s %s", FormatBytes(magnitude(part.Bytes)), part.Name)
+		if !first || t < 0 {
+			b.WriteString(" " + signs[t < 0])
+		}
+		fmt.Fprintf(&b, " %s %s", text(int64(magnitude(t))), p.Name)
+		first = false
 	}
 	return b.String()
+}
+
+// roundToSum rounds parts to multiples of step so that they add up to the rounded sum: those nearest to a half give way.
+func roundToSum(parts []RSSPart, sum int64, step float64) []int64 {
+	out := make([]int64, len(parts))
+	rest := int64(math.Round(float64(sum) / step))
+	for i, p := range parts {
+		out[i] = int64(math.Round(float64(p.Bytes) / step))
+		rest -= out[i]
+	}
+	for range parts { // each is off by half a step at most
+		one := int64(cmp.Compare(rest, 0))
+		nearest, most := 0, math.Inf(-1)
+		for i, p := range parts {
+			if missed := (float64(p.Bytes)/step - float64(out[i])) * float64(one); missed > most {
+				nearest, most = i, missed
+			}
+		}
+		out[nearest] += one
+		rest -= one
+	}
+	return out
 }
 
 func sortParts(parts []RSSPart) {

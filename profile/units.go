@@ -14,16 +14,21 @@ func FormatBytes(n uint64) string {
 	if n < 1024 {
 		return strconv.FormatUint(n, 10) + " B"
 	}
-	v, unit := float64(n), 0
-	for v >= 1023.95 && unit < len(byteUnits)-1 {
-		v /= 1024
-		unit++
-	}
-	digits := 1
+	unit, name := unitOf(n)
+	v, digits := float64(n)/unit, 1
 	if v >= 99.95 {
 		digits = 0
 	}
-	return strings.TrimSuffix(strconv.FormatFloat(v, 'f', digits, 64), ".0") + " " + byteUnits[unit]
+	return strings.TrimSuffix(strconv.FormatFloat(v, 'f', digits, 64), ".0") + " " + name
+}
+
+// unitOf is the unit that FormatBytes prints a size in.
+func unitOf(n uint64) (bytes float64, name string) {
+	unit := 0
+	for bytes = 1; float64(n)/bytes >= 1023.95 && unit < len(byteUnits)-1; bytes *= 1024 {
+		unit++
+	}
+	return bytes, byteUnits[unit]
 }
 
 // FormatByteChange prints a difference of sizes with its sign: "+12 MiB", "-4 KiB", "0 B".

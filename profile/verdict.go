@@ -518,7 +518,7 @@ func (c *course) freedWords() string {
 
 func (c *course) ageWords(a *Ages) string {
 	if a.Old > 0 {
-		return fmt.Sprintf("%s older than %s", count(a.Old), formatSpan(c.duration/2))
+		return fmt.Sprintf("%s of them older than %s", count(a.Old), formatSpan(c.duration/2))
 	}
 	return "the oldest " + formatSpan(a.Max)
 }
@@ -585,9 +585,9 @@ func (p *printer) verdict(v Verdict) {
 	name := Sanitize(v.Owner.String())
 	figure := signedBytes(v.InUseBytes)
 	if v.Class == Leaking || v.Class == Growing {
-		figure = FormatByteChange(int64(v.BytesPerMinute)) + "/min"
+		figure = FormatByteChange(int64(v.BytesPerMinute)) + "/min, " + figure
 	}
-	what := fmt.Sprintf(" %s, %s", figure, v.Evidence)
+	what := fmt.Sprintf(" %s in %s", figure, v.Evidence)
 	if v.Kind != KindMalloc {
 		what += ", " + Sanitize(string(v.Kind)) + prefixed(" ", Sanitize(v.Label))
 	}

@@ -122,6 +122,7 @@ int main(int argc, char **argv) {
   clock_gettime(CLOCK_MONOTONIC, &at);
   for (tick = 1; tick < 4000; tick++) {
     step();
+    if (tick == 800) puts("tick 800");
     if ((at.tv_nsec += 10000000) >= 1000000000) { at.tv_nsec -= 1000000000; at.tv_sec++; }
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
   }
