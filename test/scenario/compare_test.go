@@ -12,6 +12,8 @@ import (
 
 	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/test/live"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
+	"github.com/allocsnoop/allocsnoop/tracer/memory/heap"
 )
 
 // printed is what allocsnoop says to a person.
@@ -143,7 +145,12 @@ func traceFor(t *testing.T, s *Service, length time.Duration, rate int) *profile
 	pid := s.Workers()[0]
 	tr := live.Trace(t, pid, "--mode", "exact")
 	load(t, s, Load{Duration: length, Rate: rate, Concurrency: 8})
-	f, err := os.Open(tr.Stop(t).Path)
+	return readSnapshot(t, tr.Stop(t).Path)
+}
+
+func readSnapshot(t *testing.T, path string) *profile.Snapshot {
+	t.Helper()
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,4 +169,59 @@ func wantSame(t *testing.T, name string, old, new *profile.Snapshot) {
 		t.Errorf("%s: %s %+.0f beyond ± %.0f (scale %.3f, old %d in %d blocks, new %d in %d, expected %.0f)",
 			name, r.Owner, r.Difference, r.Noise, d.Scale, r.Old, r.OldBlocks, r.New, r.NewBlocks, r.Expected)
 	}
+}
+
+// The worker's resident memory is explained by the books within 5 % of its change, and what they leave to the allocator is
+// what glibc's own lists hold.
+func TestReconciliationOfNginxCloses(t *testing.T) {
+	live.RequireBPF(t)
+	s := start(t, Options{Build: Old, Workers: 1})
+	load(t, s, Load{Requests: 500, Concurrency: 8})
+	pid := s.Workers()[0]
+	tr := live.Trace(t, pid, "--mode", "exact")
+	before := chunks(t, pid)
+	load(t, s, Load{Requests: 5003, Concurrency: 8, FirstUID: 1000})
+	after := chunks(t, pid)
+	result := tr.Stop(t)
+	snapshot := readSnapshot(t, result.Path)
+	r := profile.Reconcile(snapshot)
+	if r == nil {
+		t.Fatalf("no resident memory in the profile: %s", result.Stderr)
+	}
+	t.Log(r)
+	limit := r.Change / 20
+	if r.Change < 3<<20 || r.Unexplained > limit || r.Unexplained < -limit {
+		t.Errorf("%d of %d bytes unexplained", r.Unexplained, r.Change)
+	}
+	var inUse, said int64
+	for _, st := range snapshot.Stacks {
+		if st.Kind == profile.KindMalloc {
+			inUse += st.InUseBytes()
+		}
+	}
+	for _, p := range r.Parts {
+		if p.Name == "allocator slack and free chunks" {
+			said = p.Bytes
+		}
+	}
+	t.Logf("slack and free chunks: %d by the books, %d by glibc's own lists", said, after-before-inUse)
+	if off := said - (after - before - inUse); off > limit || off < -limit {
+		t.Errorf("slack and free chunks are %d bytes, glibc's lists say %d", said, after-before-inUse)
+	}
+}
+
+// chunks is what glibc has of the kernel for blocks, in use or free, without the never used end of each arena.
+func chunks(t *testing.T, pid int) int64 {
+	t.Helper()
+	image, err := memory.OpenProcess(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	h, err := heap.Walk(t.Context(), heap.NewSpace(image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := h.Total()
+	return int64(sum.InUse.Bytes + sum.Tcache.Bytes + sum.Fast.Bytes + sum.Free.Bytes + h.Mmapped.Bytes)
 }
