@@ -236,7 +236,7 @@ func changeToJSON(c LibraryChange) libraryChangeJSON {
 }
 
 func writeJSON(w io.Writer, doc any) error {
-	out := json.NewEncoder(w)
+	out := json.NewEncoder(JSONWriter(w))
 	out.SetEscapeHTML(false)
 	out.SetIndent("", "  ")
 	if err := out.Encode(doc); err != nil {

@@ -1,9 +1,12 @@
 package profile
 
 import (
+	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -31,6 +34,55 @@ func Sanitize(s string) string {
 		s = s[size:]
 	}
 	return b.String()
+}
+
+// SanitizeLines is Sanitize for a text of several lines.
+func SanitizeLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = Sanitize(strings.ReplaceAll(line, "\t", "    "))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// JSONWriter passes JSON on to w. JSON allows characters as they are that a terminal obeys or that turn text around
+// (C1 controls, bidirectional overrides); those become \u escapes, which mean the same.
+func JSONWriter(w io.Writer) io.Writer { return &jsonWriter{w: w} }
+
+type jsonWriter struct {
+	w    io.Writer
+	part []byte // the begin of a character that the last Write cut
+}
+
+func (j *jsonWriter) Write(p []byte) (int, error) {
+	in := append(j.part, p...)
+	j.part = nil
+	out := make([]byte, 0, len(in))
+	for len(in) > 0 {
+		if !utf8.FullRune(in) {
+			j.part = in
+			break
+		}
+		r, size := utf8.DecodeRune(in)
+		if r < 0x7f || unicode.IsPrint(r) {
+			out = append(out, in[:size]...)
+		} else {
+			out = appendEscape(out, r)
+		}
+		in = in[size:]
+	}
+	if _, err := j.w.Write(out); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func appendEscape(b []byte, r rune) []byte {
+	if r > 0xffff {
+		high, low := utf16.EncodeRune(r)
+		return fmt.Appendf(b, `\u%04x\u%04x`, high, low)
+	}
+	return fmt.Appendf(b, `\u%04x`, r)
 }
 
 func isPlain(s string) bool {

@@ -1,10 +1,15 @@
 package profile
 
 import (
+	"bytes"
+	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestSanitize(t *testing.T) {
@@ -42,4 +47,40 @@ func FuzzSanitize(f *testing.F) {
 			t.Errorf("Sanitize(%q) is not stable", in)
 		}
 	})
+}
+
+func TestJSONHoldsNothingThatATerminalObeys(t *testing.T) {
+	names := []string{"plain ünïcode 日本 \U0001f600", "c1 \u009b31m", "del \x7f", "bidi \u202e\u2066", "tag \U000e0041", "esc \x1b\n\"", "bad \x9b", "\u2028"}
+	want, err := json.Marshal(names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, chunk := range []int{1, 2, 3, 7, len(want)} {
+		var out bytes.Buffer
+		w := JSONWriter(&out)
+		for part := range slices.Chunk(want, chunk) {
+			if n, err := w.Write(part); n != len(part) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		for _, r := range out.String() {
+			if !unicode.IsPrint(r) {
+				t.Errorf("chunks of %d: %q holds %q", chunk, out.String(), r)
+			}
+		}
+		var got []string
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		names[6] = "bad \ufffd" // what encoding/json makes of it
+		if diff := cmp.Diff(names, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+func TestLinesOfAnErrorStayLines(t *testing.T) {
+	if got, want := SanitizeLines("open x\x1b[2J:\n\tno\r"), "open x\\x1b[2J:\n    no\\r"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

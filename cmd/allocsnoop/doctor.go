@@ -127,7 +127,7 @@ func examine(arg string, definitions []allocator.Definition) (*doctorProcess, er
 
 func printDoctor(w io.Writer, report *doctorReport, asJSON bool) error {
 	if asJSON {
-		out := json.NewEncoder(w)
+		out := json.NewEncoder(profile.JSONWriter(w))
 		out.SetIndent("", "  ")
 		return out.Encode(report)
 	}

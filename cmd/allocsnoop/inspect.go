@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/allocsnoop/allocsnoop/tracer/memory/heap"
 )
@@ -248,7 +249,7 @@ func writeJSON(out io.Writer, v any) error {
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encode report: %w", err)
 	}
-	_, err := out.Write(b.Bytes())
+	_, err := profile.JSONWriter(out).Write(b.Bytes())
 	return err
 }
 

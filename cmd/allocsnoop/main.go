@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/allocsnoop/allocsnoop/profile"
 )
 
 // Exit codes; scripts depend on them.
@@ -57,7 +59,7 @@ func run(args []string) int {
 			return code
 		}
 	}
-	fmt.Fprintf(os.Stderr, "allocsnoop: %v\n", err)
+	fmt.Fprintf(os.Stderr, "allocsnoop: %s\n", profile.SanitizeLines(err.Error()))
 	return code
 }
 

@@ -113,7 +113,7 @@ func (f *mapsFlags) print(w io.Writer, pid int, ranges []memory.RangeUsage) erro
 		for i := range doc.Ranges {
 			doc.Ranges[i].BuildID = ids[fileOf(&rows[i].Range)]
 		}
-		out := json.NewEncoder(w)
+		out := json.NewEncoder(profile.JSONWriter(w))
 		out.SetIndent("", "  ")
 		return out.Encode(doc)
 	}
@@ -139,11 +139,44 @@ func (f *mapsFlags) order(rows []mapsRow, usual string) {
 func printRanges(w io.Writer, rows []mapsRow) {
 	t := newTable(w, column{"ADDRESS", 12}, column{"SIZE", 8}, column{"RSS", 8}, column{"DIRTY", 8}, column{"SWAP", 8},
 		column{"HUGE", 8}, column{"MODE", -4}, column{"KIND", -13}, column{"NAME", -1})
-	for i := range rows {
-		r := &rows[i]
+	shown, left := largestRows(rows, maxRows)
+	for i := range shown {
+		r := &shown[i]
 		t.row(fmt.Sprintf("%x", r.Start), profile.FormatBytes(r.Size()), bytesCell(r.RSS), bytesCell(r.Dirty()), bytesCell(r.Swap),
 			bytesCell(r.Huge()), r.Perms.String(), string(r.Kind), shortName(&r.Range))
 	}
+	if len(left) > 0 {
+		var size, rss uint64
+		for i := range left {
+			size, rss = size+left[i].Size(), rss+left[i].RSS
+		}
+		fmt.Fprintf(w, "... and %d smaller ranges: %s, %s resident; --json lists all\n", len(left), profile.FormatBytes(size), profile.FormatBytes(rss))
+	}
+}
+
+// maxRows is how many ranges a person is shown; a process may have 65,530.
+const maxRows = 1000
+
+// largestRows parts the rows with the most memory, which stay in order, from the others.
+func largestRows(rows []mapsRow, most int) (shown, left []mapsRow) {
+	if len(rows) <= most {
+		return rows, nil
+	}
+	index := make([]int, len(rows))
+	for i := range index {
+		index[i] = i
+	}
+	slices.SortStableFunc(index, func(a, b int) int {
+		return cmp.Or(cmp.Compare(rows[b].RSS, rows[a].RSS), cmp.Compare(rows[b].Size(), rows[a].Size()))
+	})
+	for _, i := range index[most:] {
+		left = append(left, rows[i])
+	}
+	slices.Sort(index[:most])
+	for _, i := range index[:most] {
+		shown = append(shown, rows[i])
+	}
+	return shown, left
 }
 
 // shortName is a file's base name (the whole path stands in the list of files), or the name in brackets.
@@ -294,7 +327,7 @@ func (f *mapsFlags) printGrowth(w io.Writer, pid int, comm string, first, last, 
 		for i := range doc.Ranges {
 			doc.Ranges[i].Growth = &rows[i].growth
 		}
-		return json.NewEncoder(w).Encode(doc)
+		return json.NewEncoder(profile.JSONWriter(w)).Encode(doc)
 	}
 	var rows []mapsRow
 	var sum, before, after int64

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/tracer/oom"
 )
 
@@ -143,7 +144,7 @@ type oomPrinter struct {
 func (p *oomPrinter) print(k *oom.Kill) error {
 	p.printed++
 	if p.json {
-		return json.NewEncoder(p.out).Encode(k.Document())
+		return json.NewEncoder(profile.JSONWriter(p.out)).Encode(k.Document())
 	}
 	when := ""
 	switch {

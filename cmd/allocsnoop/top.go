@@ -133,7 +133,7 @@ func (f *topFlags) show(w io.Writer, top *memory.Top, rows []memory.TopRow, bega
 	}
 	top.Detail(shown, rows, budget)
 	if f.json {
-		return json.NewEncoder(w).Encode(topDocument{time.Now().UTC(), time.Since(began).Seconds(), shown})
+		return json.NewEncoder(profile.JSONWriter(w)).Encode(topDocument{time.Now().UTC(), time.Since(began).Seconds(), shown})
 	}
 	if !terminal {
 		printTop(w, shown, len(rows), time.Since(began))

@@ -457,8 +457,9 @@ func (r *traceRun) onGroup(e cgroup.Event) (end bool) {
 	return false
 }
 
-// hastyBlocks bounds the blocks that are read of each stack while the limit is near: the OOM killer does not wait.
-const hastyBlocks = 2_000
+// hastyBlocks bounds the blocks that are read of each stack while the limit is near: the OOM killer does not wait. A first
+// look at a few is there in case it is faster than the second.
+var hastyBlocks = []int{100, 2_000}
 
 // onCrossed keeps what the blocks hold now, for the profile of a victim, and writes a profile if that was asked for.
 func (r *traceRun) onCrossed() error {
@@ -490,7 +491,7 @@ func (r *traceRun) checkSilence() {
 // extras are what a snapshot has beside its books.
 type extras struct {
 	blocks, content bool
-	contentBlocks   int // read of each stack; 0 is all
+	contentBlocks   []int // read of each stack, one look after the other; nil is one at all
 }
 
 // wanted is what the person asked for.
@@ -505,11 +506,17 @@ func (r *traceRun) snapshot(e extras) (*profile.Snapshot, error) {
 	if err := r.tracer.AddBlocks(s); err != nil {
 		return nil, err
 	}
-	if e.content {
-		o := tracer.ContentOptions{NoRedact: r.flags.noRedact, Blocks: e.contentBlocks}
-		r.warnOf(r.tracer.AddContent(context.Background(), s, o))
-		s.HasBlocks = e.blocks
+	if !e.content {
+		return s, nil
 	}
+	if len(e.contentBlocks) == 0 {
+		e.contentBlocks = []int{0}
+	}
+	for _, most := range e.contentBlocks {
+		o := tracer.ContentOptions{NoRedact: r.flags.noRedact, Blocks: most}
+		r.warnOf(r.tracer.AddContent(context.Background(), s, o))
+	}
+	s.HasBlocks = e.blocks
 	return s, nil
 }
 

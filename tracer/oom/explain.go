@@ -194,7 +194,7 @@ func (k *Kill) shareMeaning(text string) string {
 	if k.Shmem != nil {
 		held += *k.Shmem
 	}
-	percent := 100 * float64(held) / float64(*k.Usage)
+	percent := min(100, 100*float64(held)/float64(*k.Usage)) // the kernel takes the two figures one after the other
 	text += fmt.Sprintf("; the victim held %.0f %% of it", percent)
 	if percent < 50 {
 		text += ", see its neighbours"
