@@ -172,7 +172,10 @@ func (s *Symbolizer) findByLink(o *object, path string) *object {
 		return nil
 	}
 	dir := filepath.Dir(path)
-	places := []string{filepath.Join(dir, name), filepath.Join(dir, ".debug", name)}
+	var places []string
+	if o.isAt(path) {
+		places = []string{filepath.Join(dir, name), filepath.Join(dir, ".debug", name)}
+	}
 	for _, d := range s.debugDirs() {
 		places = append(places, filepath.Join(d, dir, name), filepath.Join(d, name))
 	}
@@ -189,6 +192,21 @@ func (s *Symbolizer) findByLink(o *object, path string) *object {
 		return d
 	}
 	return nil
+}
+
+// isAt tells whether the path leads to the object here too: a process with a root of its own, say in a container, has
+// other files by the same paths.
+func (o *object) isAt(path string) bool {
+	f, ok := o.r.(interface{ Stat() (os.FileInfo, error) })
+	if !ok {
+		return false
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	here, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, here)
 }
 
 func (o *object) isDebugFileOf(stripped *object, crc uint32) error {

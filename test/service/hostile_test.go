@@ -214,27 +214,44 @@ func TestALibraryThatIsReplacedIsStillNamed(t *testing.T) {
 }
 
 // Whoever maps a file that shrinks is killed by SIGBUS.
-func TestALibraryThatShrinksDoesNotHarmTheTracer(t *testing.T) {
+func TestFilesThatShrinkDoNotHarmTheTracer(t *testing.T) {
 	live.RequireBPF(t)
-	for _, size := range []int64{0, 100, 4096} {
-		t.Run(fmt.Sprint(size, " bytes are left"), func(t *testing.T) {
-			p, lib := libraryOn(t)
-			tr := live.Trace(t, p.PID, "--mode", "exact")
-			// The target itself must not touch the library from now on.
-			if err := os.Truncate(lib, size); err != nil {
-				t.Fatal(err)
-			}
-			result := tr.Stop(t)
-			if result.ExitCode != 130 {
-				t.Errorf("exit code %d\n%s%s", result.ExitCode, result.Stdout, result.Stderr)
-			}
-			pid := strconv.Itoa(p.PID)
-			for _, command := range []string{"maps", "libs", "inspect", "doctor"} {
-				ask(t, 0, command, pid)
-			}
-			ask(t, 0, "--pid", pid, "--duration", "100ms")
-		})
+	good := live.CompileC(t, "testdata/keep.c", "-shared", "-fPIC")
+	dir := t.TempDir()
+	args := []string{"code"}
+	for _, name := range []string{"0", "100", "4096"} {
+		args = append(args, put(t, good, dir, name))
 	}
+	p := live.Start(t, live.CompileC(t, "testdata/hostile.c"), args...)
+	p.Expect(t, "ready")
+	tr := live.Trace(t, p.PID, "--mode", "exact")
+	for _, file := range args[1:] {
+		size, err := strconv.ParseInt(filepath.Base(file), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(file, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Send(t, "go")
+	p.Expect(t, "done")
+	lookAndTrace(t, p, tr)
+}
+
+// lookAndTrace ends a trace, which must be exact, and has the other commands look at the process, too.
+func lookAndTrace(t *testing.T, p *live.Process, tr *live.Tracer) {
+	t.Helper()
+	result := tr.Stop(t)
+	if got := live.Sum(result.Profile, "malloc", "malloc", "keep_blocks", "main").InUseBytes; got != 23*307 || result.ExitCode != 130 {
+		t.Errorf("exit code %d, %d bytes in use, want 130 and %d\n%s%s", result.ExitCode, got, 23*307, result.Stdout, result.Stderr)
+	}
+	checkClean(t, "the summary", result.Stdout+result.Stderr)
+	pid := strconv.Itoa(p.PID)
+	for _, command := range []string{"maps", "libs", "inspect", "doctor"} {
+		ask(t, 0, command, pid)
+	}
+	ask(t, 0, "--pid", pid, "--duration", "100ms")
 }
 
 // corrupted are damaged copies of a library.
@@ -268,30 +285,21 @@ func corrupted(t *testing.T) map[string][]byte {
 
 func TestDamagedCodeFilesDoNoHarm(t *testing.T) {
 	live.RequireBPF(t)
-	program := live.CompileC(t, "testdata/hostile.c")
+	dir := t.TempDir()
+	args := []string{"code"}
 	for name, data := range corrupted(t) {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			file := filepath.Join(t.TempDir(), "code.so")
-			if err := os.WriteFile(file, data, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			p := live.Start(t, program, "code", file)
-			p.Expect(t, "ready")
-			tr := live.Trace(t, p.PID, "--mode", "exact", "--max-live", "50000")
-			p.Send(t, "go")
-			p.Expect(t, "done")
-			result := tr.Stop(t)
-			if got := live.Sum(result.Profile, "malloc", "malloc", "keep_blocks", "main").InUseBytes; got != 23*307 {
-				t.Errorf("%d bytes in use, want %d\n%s%s", got, 23*307, result.Stdout, result.Stderr)
-			}
-			checkClean(t, "the summary", result.Stdout+result.Stderr)
-			pid := strconv.Itoa(p.PID)
-			for _, command := range []string{"maps", "libs", "inspect", "doctor"} {
-				ask(t, 0, command, pid)
-			}
-		})
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, file)
 	}
+	p := live.Start(t, live.CompileC(t, "testdata/hostile.c"), args...)
+	p.Expect(t, "ready")
+	tr := live.Trace(t, p.PID, "--mode", "exact")
+	p.Send(t, "go")
+	p.Expect(t, "done")
+	lookAndTrace(t, p, tr)
 }
 
 func TestAttachingToAStormOfForksIsCleanAndExact(t *testing.T) {

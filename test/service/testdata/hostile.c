@@ -1,5 +1,5 @@
 /*
- * hostile MODE [ARG]: a process that means no good to whoever looks at it. It makes 23 blocks of 307 bytes on "go".
+ * hostile MODE [ARG...]: a process that means no good to whoever looks at it. It makes 23 blocks of 307 bytes on "go".
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -106,8 +106,9 @@ int main(int argc, char **argv)
 		rename_self(argv);
 	if (!strcmp(mode, "many") && map_many(atoi(arg)))
 		return 3;
-	if (!strcmp(mode, "code") && map_code(arg))
-		return 3;
+	for (int i = 2; !strcmp(mode, "code") && i < argc; i++)
+		if (map_code(argv[i]))
+			return 3;
 	if (!strcmp(mode, "storm"))
 		storm();
 	if ((!strcmp(mode, "names") || !strcmp(mode, "lib")) && load(arg))
