@@ -282,7 +282,7 @@ func (c *course) class(few int64) Class {
 	}
 	if c.late(c.floor)-3*c.sd < minGain {
 		if g.FreeObjects*10 > g.AllocObjects*9 {
-			return Churn
+			return c.restingClass() // a block more or less between free and malloc is no growth
 		}
 		return ""
 	}

@@ -547,3 +547,25 @@ func TestOddSnapshotsGetVerdictsWithoutHarm(t *testing.T) {
 		t.Run(name, func(t *testing.T) { Judge(s) })
 	}
 }
+
+// A full cache may be seen between the free of its oldest block and the malloc of the next one, at any of the points.
+func TestACacheThatMissesABlockForAMomentIsNoChurn(t *testing.T) {
+	const slots, perSecond = 1009, 600
+	for missing := range 20 {
+		stack := &Stack{Kind: KindMalloc, Complete: true, Frames: []*Location{{Lines: []Line{{Function: "lru_put"}}}}, Ages: &Ages{Min: 0, Median: 840 * time.Millisecond, Max: 1680 * time.Millisecond}}
+		for i := range 20 {
+			made := int64(perSecond * (i + 1))
+			inUse := min(made, slots)
+			if i == missing && inUse == slots {
+				inUse--
+			}
+			stack.History = append(stack.History, Point{time.Duration(i+1) * time.Second, made, made * 2039, made - inUse, (made - inUse) * 2039})
+		}
+		last := stack.History[19]
+		stack.AllocObjects, stack.AllocBytes, stack.FreeObjects, stack.FreeBytes = last.AllocObjects, last.AllocBytes, last.FreeObjects, last.FreeBytes
+		s := &Snapshot{Started: time.Unix(1e9, 0), Taken: time.Unix(1e9+20, 0), Stacks: []*Stack{stack}}
+		if v := Judge(s)[0]; v.Class != SteadyCache {
+			t.Errorf("one block is missing at second %d: %s (%s)", missing+1, v.Class, v.Evidence)
+		}
+	}
+}
