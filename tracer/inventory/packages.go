@@ -19,7 +19,7 @@ const (
 	maxLists    = 50_000
 )
 
-// addPackages asks the package database inside root (dpkg, apk) who installed the files. A missing or broken database
+// addPackages asks the package database inside root (dpkg, apk, rpm) who installed the files. A missing or broken database
 // costs the names only.
 func addPackages(list []profile.Library, root string) {
 	wanted := make(map[string][]int, 2*len(list))
@@ -39,6 +39,7 @@ func addPackages(list []profile.Library, root string) {
 	}
 	dpkgOwners(root, wanted, put)
 	apkOwners(root, put)
+	rpmOwners(root, put)
 }
 
 // mergedNames are the names of a file before and after /lib and friends became links into /usr: the database has the one,
