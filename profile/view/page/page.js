@@ -35,6 +35,8 @@
     return e;
   }
 
+  const code = (s) => el("code", {}, s);
+
   // --- header ---
   function header() {
     const who = (D.processes || []).map((p) => `${p.comm} (${p.pid})`);
@@ -46,6 +48,9 @@
     if (D.seconds > 0) put("traced", `${+D.seconds.toFixed(1)} s`);
     put("", D.sampled ? `sampled, one block per ${bytes(D.sampled)}` : "every block counted");
     if (comparison) put(`times the work of ${D.oldName}`, String(+D.scale.toPrecision(3)));
+    for (const l of D.libraries) {
+      if (l.oldBuild) facts.append(el("br"), el("span", { class: "changed" }, `another build of ${l.name}: `), code(l.oldBuild.slice(0, 12)), " → ", code(l.build.slice(0, 12)));
+    }
     for (const q of D.quality || []) facts.append(el("br"), q);
     if (D.command) facts.append(el("br"), el("code", {}, D.command));
     for (const l of D.losses || []) $("warnings").append(el("li", {}, `lost: ${l}`));
@@ -62,7 +67,7 @@
     const body = el("tbody");
     const heads = columns.map((c, i) => el("th", { scope: "col", class: c.num ? "num" : "" },
       el("button", { type: "button", on: { click: () => sort(i) } }, c.title)));
-    host.append(el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body));
+    host.append(el("table", { "aria-labelledby": `${section}-h` }, el("thead", {}, el("tr", {}, ...heads)), body));
     function sort(i) {
       state.descending = state.column === i ? !state.descending : Boolean(columns[i].num);
       state.column = i;
@@ -84,7 +89,6 @@
     draw();
   }
   const searchable = (rows, of) => (rows || []).map((r) => Object.assign(r, { text: of(r).toLowerCase() }));
-  const code = (s) => el("code", {}, s);
 
   function detail(title, frames) {
     $("detail-h").textContent = title;
@@ -109,11 +113,11 @@
     const order = ["churn", "steady cache", "growing", "leaking"];
     table("verdict", [
       { title: "verdict", tight: true, key: (r) => order.indexOf(r.class), cell: (r) => el("span", { class: r.class.replace(" ", "-") }, r.class) },
+      { title: "function", key: (r) => r.function, cell: (r) => code(r.function) },
+      { title: "library", key: (r) => r.library, cell: (r) => el("span", {}, r.library, " ", el("span", { class: "dim" }, r.build)) },
       { title: "growth per minute", num: true, key: (r) => r.growth, cell: (r) => (r.growth ? signed(r.growth) : "") },
       { title: "in use", num: true, key: (r) => r.inuse, cell: (r) => bytes(r.inuse) },
       { title: "blocks", num: true, key: (r) => r.blocks, cell: (r) => count(r.blocks) },
-      { title: "function", key: (r) => r.function, cell: (r) => code(r.function) },
-      { title: "library", key: (r) => r.library, cell: (r) => el("span", {}, r.library, " ", el("span", { class: "dim" }, r.build)) },
       { title: "evidence", key: (r) => r.evidence, cell: (r) => el("span", {}, r.evidence, r.kind === "malloc" ? "" : `, ${r.kind}`,
         el("span", { class: "dim" }, ` (confidence ${r.sure}${r.advice ? "; " + r.advice : ""})`)) },
     ], searchable(D.verdicts, (r) => `${r.function} ${r.library} ${r.class}`), (r) => { chart([r]); detail(`${r.library} ${r.function}`, r.frames); }, "Nothing was allocated.");
@@ -140,10 +144,12 @@
   }
 
   // --- chart ---
+  let charted = [];
   function chart(series) {
+    charted = series;
     const lines = series.filter((s) => s.course && s.course.length > 1).slice(0, 6);
     if (!lines.length) { $("chart").replaceChildren(el("p", {}, "The profile has no course over time; allocsnoop keeps one while it traces.")); return; }
-    const W = 1000, H = 220, left = 70, bottom = 24;
+    const W = Math.max($("chart").clientWidth, 320), H = 240, left = 70, bottom = 24;
     const end = Math.max(...lines.map((s) => s.course.at(-1)[0])) || 1;
     const top = Math.max(1, ...lines.flatMap((s) => s.course.map((p) => p[1]))) * 1.05;
     const x = (t) => left + (W - left - 8) * t / end, y = (v) => 6 + (H - bottom - 6) * (1 - v / top);
@@ -268,6 +274,6 @@
   $("figure").addEventListener("change", (e) => { figure = Number(e.target.value); drawFlame(); });
   $("find").addEventListener("input", (e) => { wanted = e.target.value.trim().toLowerCase(); tables.forEach((draw) => draw()); drawFlame(); });
   let resize;
-  addEventListener("resize", () => { clearTimeout(resize); resize = setTimeout(drawFlame, 100); });
+  addEventListener("resize", () => { clearTimeout(resize); resize = setTimeout(() => { drawFlame(); chart(charted); }, 100); });
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 })();
