@@ -352,7 +352,7 @@ func (c *course) restingClass() Class {
 	stays, peak := c.value(c.floor, c.duration/2), slices.Max(c.objects)
 	oldOnes := g.Ages != nil && g.Ages.Old*5 >= g.InUseObjects()*4
 	switch {
-	case oldOnes && float64(g.InUseObjects()) > steadyShare*peak:
+	case (oldOnes || c.atRest()) && float64(g.InUseObjects()) > steadyShare*peak:
 		return SteadyCache // what is left of a larger set
 	case stays < 0.25*peak && g.FreeObjects*2 > g.AllocObjects:
 		return Churn // a saw-tooth, caught on its way
@@ -360,6 +360,21 @@ func (c *course) restingClass() Class {
 		return SteadyCache
 	}
 	return Churn
+}
+
+// atRest is true for what is left of a much larger set, once nothing is made or freed any more: a batch that was caught on
+// its way still works, one that waits before it frees is as large as ever.
+func (c *course) atRest() bool {
+	g := c.g
+	if float64(g.InUseObjects()) > 0.5*slices.Max(c.objects) {
+		return false
+	}
+	for _, p := range slices.Backward(g.History) {
+		if p.At <= c.end() {
+			return p.AllocObjects == g.AllocObjects && p.FreeObjects == g.FreeObjects
+		}
+	}
+	return false
 }
 
 // occupied is true for a level that is held while its blocks change: an LRU cache, as opposed to a few blocks in flight.

@@ -569,3 +569,35 @@ func TestACacheThatMissesABlockForAMomentIsNoChurn(t *testing.T) {
 		}
 	}
 }
+
+// A program that fragments late leaves few blocks older than half of the trace; that it has come to rest tells as much.
+func TestWhatIsLeftOfALateBatchIsHeld(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		from, freeFrom  int // seconds
+		keep, most, now int64
+		want            Class
+	}{
+		{"nine of ten freed, then at rest", 9, 13, 1000, 10000, 1000, SteadyCache},
+		{"freed until the end", 9, 16, 1000, 10000, 1000, Churn},
+		{"a batch that waits before it frees", 15, 30, 10000, 10000, 10000, Growing},
+	} {
+		stack := &Stack{Kind: KindMalloc, Complete: true, Frames: []*Location{{Lines: []Line{{Function: "chunk"}}}}, Ages: &Ages{Min: 9 * time.Second, Median: 9 * time.Second, Max: 11 * time.Second, Old: c.keep / 3}}
+		var made, freed int64
+		for second := 1; second <= 20; second++ {
+			if second >= c.from {
+				made = min(made+c.most/3, c.most)
+			}
+			if second >= c.freeFrom {
+				freed = min(freed+(c.most-c.keep)/4, c.most-c.keep)
+			}
+			stack.History = append(stack.History, Point{time.Duration(second) * time.Second, made, made * 1009, freed, freed * 1009})
+		}
+		last := stack.History[19]
+		stack.AllocObjects, stack.AllocBytes, stack.FreeObjects, stack.FreeBytes = last.AllocObjects, last.AllocBytes, last.FreeObjects, last.FreeBytes
+		s := &Snapshot{Started: time.Unix(1e9, 0), Taken: time.Unix(1e9+20, 0), Stacks: []*Stack{stack}}
+		if v := Judge(s)[0]; v.Class != c.want {
+			t.Errorf("%s: %s, want %s (%s)", c.name, v.Class, c.want, v.Evidence)
+		}
+	}
+}

@@ -1,5 +1,5 @@
 // The labelled programs of the verdict test, one a process: programs NAME. Each waits for a line, so that it is traced from
-// its first allocation, then works in ticks of 10 ms until its input ends or 40 s are over. Every one allocates in a
+// its first allocation, then works in ticks of 10 ms, of which it catches up on those that it was kept from, until its input ends or 40 s are over. Every one allocates in a
 // function of its own name. Rates are low on purpose: the class must not depend on a fast machine.
 #define _GNU_SOURCE
 #include <poll.h>
@@ -63,10 +63,10 @@ static void pool(void) {
 
 ALLOC(chunk_make)
 static void fragmentation(void) {
-  static void *all[40000];
+  static void *all[12000];
   static int n, at;
-  if (tick < 300) for (int i = 0; i < 100; i++) all[n++] = chunk_make(16 + rnd(2000));
-  else for (int i = 0; i < 100 && at < n; i++, at++) if (at % 10) free(all[at]);
+  if (tick < 300) for (int i = 0; i < 40; i++) all[n++] = chunk_make(16 + rnd(2000));
+  else for (int i = 0; i < 40 && at < n; i++, at++) if (at % 10) free(all[at]);
 }
 
 static void *idle(void *unused) { char deep[4096]; fill(deep, sizeof deep); pause(); return unused; }
@@ -122,7 +122,7 @@ int main(int argc, char **argv) {
   clock_gettime(CLOCK_MONOTONIC, &at);
   for (tick = 1; tick < 4000; tick++) {
     step();
-    if (tick == 800) puts("tick 800");
+    if (tick == 800 || tick == 2000) printf("tick %d\n", tick);
     if ((at.tv_nsec += 10000000) >= 1000000000) { at.tv_nsec -= 1000000000; at.tv_sec++; }
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
   }
