@@ -347,10 +347,13 @@ func (t *Tracer) Probing() error {
 func (t *Tracer) Announcement() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	force := ""
+	force, processes := "", "1 process"
 	for _, m := range t.current {
 		force = m.inForce
 	}
-	return fmt.Sprintf("tracing %d process(es), allocator %s, %d functions probed; %s of kernel memory for up to %d blocks; Ctrl-C ends",
-		len(t.current), force, len(t.probes.all()), profile.FormatBytes(t.programs.bytes), t.options.MaxLive)
+	if len(t.current) != 1 {
+		processes = fmt.Sprintf("%d processes", len(t.current))
+	}
+	return fmt.Sprintf("tracing %s, allocator %s, %d functions probed; %s of kernel memory for up to %d blocks; Ctrl-C ends",
+		processes, force, len(t.probes.all()), profile.FormatBytes(t.programs.bytes), t.options.MaxLive)
 }

@@ -71,6 +71,16 @@ func watchGroups(ctx context.Context, groups []cgroup.Group, at []float64) (<-ch
 	return events, nil
 }
 
+// unlimited names a group that no limit can stop, neither its own nor one above; empty when all have one.
+func unlimited(groups []cgroup.Group) string {
+	for _, g := range groups {
+		if _, usage, err := g.Tightest(); err == nil && usage.Limit == cgroup.NoLimit {
+			return profile.Sanitize(g.Path)
+		}
+	}
+	return ""
+}
+
 // describe is a line for the profile's log.
 func describe(e cgroup.Event) string {
 	limit := "no limit"
@@ -82,7 +92,11 @@ func describe(e cgroup.Event) string {
 	case cgroup.Crossed:
 		return fmt.Sprintf("control group %s passed %.0f %% of its %s: usage %s", group, 100*e.Threshold, limit, profile.FormatBytes(e.Usage.Current))
 	case cgroup.Killed:
-		return fmt.Sprintf("the OOM killer took %d process(es) of control group %s: highest usage seen %s, %s", e.Kills, group,
+		processes := "1 process"
+		if e.Kills != 1 {
+			processes = fmt.Sprintf("%d processes", e.Kills)
+		}
+		return fmt.Sprintf("the OOM killer took %s of control group %s: highest usage seen %s, %s", processes, group,
 			profile.FormatBytes(max(e.Peak, e.Usage.Current)), limit)
 	}
 	return fmt.Sprintf("control group %s was removed", group)

@@ -354,6 +354,10 @@ func (r *traceRun) watch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if name := unlimited(groups); name != "" {
+		r.note(fmt.Sprintf("control group %s has no memory limit, nor has any above it: its processes are killed only when the machine is full, "+
+			"and shares of a limit are never passed", name))
+	}
 	r.groups, err = watchGroups(ctx, groups, at)
 	return err
 }
@@ -438,8 +442,7 @@ const settleTime = 300 * time.Millisecond
 func (r *traceRun) onGroup(e cgroup.Event) (end bool) {
 	text := describe(e)
 	r.tracer.Log(text)
-	r.progress.warn(text)
-	r.notes = append(r.notes, text)
+	r.note(text)
 	switch e.Kind {
 	case cgroup.Killed:
 		if r.flags.untilOOM {
@@ -472,6 +475,12 @@ func (r *traceRun) onCrossed() error {
 	return err
 }
 
+// note tells a person something at once, and again at the end.
+func (r *traceRun) note(text string) {
+	r.notes = append(r.notes, text)
+	r.progress.warn(text)
+}
+
 func (r *traceRun) warnOf(err error) {
 	if err != nil {
 		r.progress.warn(err.Error())
@@ -484,8 +493,7 @@ func (r *traceRun) checkSilence() {
 	}
 	text := fmt.Sprintf("no probe was hit in %v: the target is idle, or takes its memory from functions that are not probed; "+
 		"see allocsnoop doctor %d", silence, first(r.found).PID)
-	r.notes = append(r.notes, text)
-	r.progress.warn(text)
+	r.note(text)
 }
 
 // extras are what a snapshot has beside its books.
