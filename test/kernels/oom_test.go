@@ -14,7 +14,7 @@ import (
 // target begins when the probes are live, which makes the ready file.
 const oomScript = `
 give() { echo "profile $1 $2"; base64 /tmp/$1.pb.gz; echo end; }
-for life in "bomb 101" "daemon 7" "early-thread-forks 13" "early-headless 5" "shared 11"; do
+for life in "bomb 101" "early-thread-forks 13" "early-headless 5" "shared 11"; do
 	name=${life% *}; rm -f /tmp/ready; mkfifo /tmp/$name
 	/life $life /life </tmp/$name >/tmp/out &
 	exec 3>/tmp/$name
@@ -92,7 +92,6 @@ func TestLivesOfProcessesAndAKillByAV2LimitAreRecorded(t *testing.T) {
 // lives says how many blocks each stage of ../service/testdata/life.c makes in the scenarios, by what the script asks for.
 var lives = map[string]map[string]int64{
 	"bomb":               {"in_child": 101 * 5, "in_grandchild": 101 * 11, "in_parent": 7},
-	"daemon":             {"in_child": 5, "in_grandchild": 11, "in_thread": 7 * 13},
 	"early-thread-forks": {"in_child": 13 * 5, "in_thread": 13},
 	"early-headless":     {"in_child": 5, "in_thread": 5 * 13},
 	"shared":             {"in_child": 11 * 5, "in_parent": 7},

@@ -44,16 +44,16 @@ func enter(t *testing.T, group string, pids ...int) {
 	}
 }
 
-// oomRuns is how often the kill is recorded: ALLOCSNOOP_OOM_RUNS, or once.
-func oomRuns(t *testing.T) int {
+// number is how often something is done: an environment variable, or little in a run of all tests.
+func number(t *testing.T, variable string, usual int64) int64 {
 	t.Helper()
-	text := os.Getenv("ALLOCSNOOP_OOM_RUNS")
+	text := os.Getenv(variable)
 	if text == "" {
-		return 1
+		return usual
 	}
-	n, err := strconv.Atoi(text)
+	n, err := strconv.ParseInt(text, 10, 32)
 	if err != nil || n < 1 {
-		t.Fatalf("ALLOCSNOOP_OOM_RUNS=%q is no number of runs", text)
+		t.Fatalf("%s=%q is no number above 0", variable, text)
 	}
 	return n
 }
@@ -61,7 +61,7 @@ func oomRuns(t *testing.T) int {
 // The story of the whole tool: workers grow until the OOM killer takes one, and somebody wants to know why.
 func TestTheRecorderNamesTheLeakOfTheOOMKillersVictim(t *testing.T) {
 	live.RequireBPF(t)
-	for run := range oomRuns(t) {
+	for run := range number(t, "ALLOCSNOOP_OOM_RUNS", 1) {
 		t.Run(fmt.Sprint("run ", run+1), func(t *testing.T) { recordVictim(t) })
 	}
 }
