@@ -81,10 +81,10 @@ func wideText(b []byte) (finding, bool) {
 	case b[0] == 0xfe && b[1] == 0xff:
 		return finding{kind: UTF16, name: "BE", length: len(b)}, wideRun(b[2:], binary.BigEndian.Uint16, true) >= 3
 	}
-	for _, order := range []struct {
-		name string
-		get  func([]byte) uint16
-	}{{"LE", binary.LittleEndian.Uint16}, {"BE", binary.BigEndian.Uint16}} {
+	for i, order := range wideOrders {
+		if high := b[1-i:]; !wideHigh(high[0]) || !wideHigh(high[2]) || !wideHigh(high[4]) || !wideHigh(high[6]) {
+			continue // four units are the least
+		}
 		if n := wideRun(b, order.get, false); n >= 4 && (n*2+slack >= len(b) || n >= 12 || order.get(b[n*2:]) == 0 && n >= 6) {
 			return finding{kind: UTF16, name: order.name, length: n * 2}, true
 		}
@@ -94,6 +94,14 @@ func wideText(b []byte) (finding, bool) {
 	}
 	return finding{}, false
 }
+
+var wideOrders = [2]struct {
+	name string
+	get  func([]byte) uint16
+}{{"LE", binary.LittleEndian.Uint16}, {"BE", binary.BigEndian.Uint16}}
+
+// wideHigh is what wideRun lets pass of a unit's high byte.
+func wideHigh(c byte) bool { return c < 0x7 || c == 0x20 }
 
 // wideRun counts 16-bit letters, digits, spaces and marks from the start.
 func wideRun(b []byte, get func([]byte) uint16, anyScript bool) (n int) {
@@ -277,13 +285,11 @@ func isRandom(b []byte) bool {
 	if n := len(bytes.TrimRight(b, "\x00")); n >= 32 && len(b)-n <= slack {
 		b = b[:n]
 	}
-	var counts [256]int
-	for _, x := range b {
-		counts[x]++
-	}
+	var counts [256]uint16
 	sum := 0
-	for _, n := range counts {
-		sum += n * n
+	for _, x := range b {
+		sum += 2*int(counts[x]) + 1 // (n+1)*(n+1) - n*n
+		counts[x]++
 	}
 	n := len(b)
 	expect := float64(n) + float64(n)*float64(n)/256

@@ -241,3 +241,14 @@ func BenchmarkAddJSON(b *testing.B) {
 		i++
 	}
 }
+
+func TestPrintableWordsAreJudgedLikeTheirBytes(t *testing.T) {
+	for c := range 256 {
+		for at := range 8 {
+			w := uint64(0x6120417e20397a23)&^(0xff<<(8*at)) | uint64(c)<<(8*at)
+			if got, want := allPrintable(w), c >= ' ' && c <= '~'; got != want {
+				t.Errorf("%#x: got %v, want %v", w, got, want)
+			}
+		}
+	}
+}

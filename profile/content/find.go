@@ -188,6 +188,12 @@ var textBytes = func() (t [256]bool) {
 // textRun returns how many bytes from the start are text: ASCII or UTF-8 without control characters.
 func textRun(b []byte) int {
 	for i := 0; i < len(b); {
+		for i+8 <= len(b) && allPrintable(binary.LittleEndian.Uint64(b[i:])) {
+			i += 8
+		}
+		if i == len(b) {
+			break
+		}
 		if textBytes[b[i]] {
 			i++
 			continue
@@ -202,6 +208,12 @@ func textRun(b []byte) int {
 		i += size
 	}
 	return len(b)
+}
+
+// allPrintable says whether all eight bytes lie between the space and the tilde.
+func allPrintable(w uint64) bool {
+	const each = 0x0101010101010101
+	return (w|(w-each*' ')|(w+each))&(each*0x80) == 0 // above 0x7f, below the space, 0x7f itself
 }
 
 // isTextBlock decides whether a run of n text bytes at the front makes the block text. A zero after it is the best sign; a
