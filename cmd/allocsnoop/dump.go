@@ -27,15 +27,15 @@ type dumpFlags struct {
 func newDumpCommand() *cobra.Command {
 	var f dumpFlags
 	cmd := &cobra.Command{
-		Use:   "dump PID [--heap] [--anon] [--range A-B] [--largest N] [--grown SINCE.json] [--all] [-o FILE]",
+		Use:   "dump PID [--heap|--anon|--range A-B|--largest N|--grown OLD|--all] [-o FILE]",
 		Short: "Write memory of a running process to a sparse file or an ELF core",
-		Long: `Without a selection: what a core file has, that is everything that cannot be read from a file again.
-Selections add up. The process runs on and its memory changes while it is read; only --core
+		Long: `Without a selection: what a core file has, that is everything that cannot be read from a file
+again. Selections add up. The process runs on and its memory changes while it is read; only --core
 --registers stops it, for as long as reading the registers and stacks takes, which is printed.
 
-The file is sparse, readable by you alone, and has its name only once it is whole. Ctrl-C finishes it
-with what is there, marked as partial (exit code 130). "allocsnoop inspect FILE" shows what the bytes
-are; gdb, eu-stack and chap open a --core.`,
+The file is sparse, readable by you alone, and has its name only once it is whole. Ctrl-C finishes
+it with what is there, marked as partial (exit code 130). "allocsnoop inspect FILE" shows what the
+bytes are; gdb, eu-stack and chap open a --core.`,
 		Args: onePID,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			pid, err := parsePID(args[0])

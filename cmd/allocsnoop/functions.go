@@ -18,10 +18,10 @@ type ownFunctions struct {
 
 func (o *ownFunctions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringArrayVar(&o.alloc, "alloc", nil, "own function that hands out blocks, as `LIB:FUNC(size=1)`:\nalso count=N, ptr=N, out=ret|N, pool=ret|N, kind=NAME")
-	f.StringArrayVar(&o.free, "free", nil, "own function that takes them back, as `LIB:FUNC(ptr=1)`,\nor ends a pool: pool=N; also kind=NAME")
+	f.StringArrayVar(&o.alloc, "alloc", nil, "own function that hands out blocks, as `LIB:FUNC(size=1)`: also count=N, ptr=N, out=ret|N, pool=ret|N, kind=NAME")
+	f.StringArrayVar(&o.free, "free", nil, "own function that takes them back, as `LIB:FUNC(ptr=1)`, or ends a pool: pool=N; also kind=NAME")
 	f.StringArrayVar(&o.files, "functions", nil,
-		"`FILE` of such definitions, one a line behind alloc or free,\nor a built-in set: "+strings.Join(allocator.Shipped(), ", "))
+		"`FILE` of such definitions, one a line behind alloc or free, or a built-in set: "+strings.Join(allocator.Shipped(), ", "))
 }
 
 // definitions reads all flags and checks that they make pairs.

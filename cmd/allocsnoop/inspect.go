@@ -36,14 +36,15 @@ func newInspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect PID|FILE",
 		Short: "Say what is in the memory of a process or a dump: blocks by shape, free memory, leaks",
-		Long: `Walks the heap's own books (glibc 2.17 to 2.41 or jemalloc 5.3, no symbols needed) of a live process,
-which is not stopped, or of a file made by allocsnoop dump or gcore. It tells the blocks in use from free memory that
-the allocator keeps, and groups the blocks in use by what they hold: JSON by its set of keys, HTTP, text,
-certificates, compressed data, C++ objects by class, and so on. Anonymous memory outside of the heap
-(other allocators, LuaJIT, pools) is grouped by pages of 4 KiB.
+		Long: `Walks the heap's own books (glibc 2.17 to 2.41 or jemalloc 5.3, no symbols needed) of a live
+process, which is not stopped, or of a file made by allocsnoop dump or gcore. It tells the blocks
+in use from free memory that the allocator keeps, and groups the blocks in use by what they hold:
+JSON by its set of keys, HTTP, text, certificates, compressed data, C++ objects by class, and so
+on. Anonymous memory outside of the heap (other allocators, LuaJIT, pools) is grouped by pages of
+4 KiB.
 
-Samples are redacted: letters become x, digits 9; keys, tags and punctuation stay. In samples of binary
-data each word is p (a pointer), 0, 9 (a number), x (text) or ? (anything else).`,
+Samples are redacted: letters become x, digits 9; keys, tags and punctuation stay. In samples of
+binary data each word is p (a pointer), 0, 9 (a number), x (text) or ? (anything else).`,
 		Example: `  allocsnoop inspect 942
   allocsnoop inspect 942 --reachable          # blocks that nothing points to
   allocsnoop inspect 942 --stack              # which stack made what, by the trace that runs

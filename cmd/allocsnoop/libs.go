@@ -24,8 +24,9 @@ func newLibsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "libs PID|PROFILE|DIR",
 		Short: "List the builds of the libraries in a process, a profile or a folder",
-		Long: `List programs and shared objects with build-id, version, size, time of change and package, and whether
-the file on disk still is the one in memory. Every profile carries the inventory of its processes.`,
+		Long: `List programs and shared objects with build-id, version, size, time of change and package, and
+whether the file on disk still is the one in memory. Every profile carries the inventory of its
+processes.`,
 		Args: exactly(1, whatLibs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := librariesOf(args[0])
@@ -41,7 +42,7 @@ the file on disk still is the one in memory. Every profile carries the inventory
 	}
 	diff := &cobra.Command{
 		Use:   "diff A B",
-		Short: "Name the libraries that two processes, profiles or folders do not have in the same build",
+		Short: "Name the libraries that two processes, profiles or folders have in other builds",
 		Args:  exactly(2, whatLibs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var sides [2][]profile.Library

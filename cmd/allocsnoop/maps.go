@@ -34,11 +34,12 @@ func newMapsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "maps PID",
 		Short: "List what a process has mapped, what each range is for and what it uses",
-		Long: `One row a range: address, size, resident, dirty and swapped bytes, bytes in huge pages, access, what
-it is for, and the file or name behind it; then the sums by kind, and the build-id of each file.
+		Long: `One row a range: address, size, resident, dirty and swapped bytes, bytes in huge pages, access,
+what it is for, and the file or name behind it; then the sums by kind, and the build-id of each
+file.
 
---watch 30s prints, every 30 s, only the ranges that have grown since the start. A document of --json
-can be given to "allocsnoop dump --grown" later.
+--watch 30s prints, every 30 s, only the ranges that have grown since the start. A document of
+--json can be given to "allocsnoop dump --grown" later.
 
 Reading this makes the kernel walk the process's page tables: milliseconds for each GiB, during
 which the process may wait when it maps memory. Nothing is stopped.`,

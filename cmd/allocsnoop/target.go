@@ -27,7 +27,7 @@ type targetFlags struct {
 func (f *targetFlags) add(cmd *cobra.Command) {
 	s := cmd.Flags()
 	s.IntSliceVarP(&f.pids, "pid", "p", nil, "`PID` to trace; may be given more than once")
-	s.StringArrayVar(&f.names, "name", nil, "trace every process whose command or program name matches\nthe regular expression `RE`, now and later")
+	s.StringArrayVar(&f.names, "name", nil, "trace every process whose command or program name matches the regular expression `RE`, now and later")
 	s.StringArrayVar(&f.exes, "exe", nil, "trace every process that runs the program `PATH`, as it sees it")
 	s.StringArrayVar(&f.cgroups, "cgroup", nil, "trace every process in the control group `PATH` and below it")
 	s.StringArrayVar(&f.containers, "container", nil, "trace every process in the container `ID|NAME`, or of the pod")

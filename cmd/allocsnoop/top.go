@@ -35,12 +35,13 @@ func newTopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "List the processes whose memory grows, and how far each is from its cgroup's limit",
-		Long: `Processes in order of growth per minute since the command's start, then of resident memory. HEAP is
-what is resident in heap and arenas. LIMIT is the memory limit that the process will meet first, of its
-cgroup or one above it, and LEFT is when, if all processes in that cgroup go on growing as they have.
+		Long: `Processes in order of growth per minute since the command's start, then of resident memory. HEAP
+is what is resident in heap and arenas. LIMIT is the memory limit that the process will meet
+first, of its cgroup or one above it, and LEFT is when, if all processes in that cgroup go on
+growing as they have.
 
-On a terminal it renews itself until Ctrl-C. --once looks twice, --interval apart, prints and ends;
-with --interval 0 it looks once and knows no growth.`,
+On a terminal it renews itself until Ctrl-C. --once looks twice, --interval apart, prints and
+ends; with --interval 0 it looks once and knows no growth.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageErrorf("top takes no arguments; allocsnoop maps PID shows one process")

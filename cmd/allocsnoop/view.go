@@ -30,12 +30,13 @@ func newViewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "view FILE [NEWER]",
 		Short: "Show a profile, or what changed between two, in the browser",
-		Long: `Serve a page on this machine's loopback address: verdicts, bytes over time, flame graph, call stacks,
-libraries, and pprof's own views of the same profile. Two files are shown as a comparison, the older
-one first. The address has a secret in it; nothing is fetched from outside, nothing is sent there.
+		Long: `Serve a page on this machine's loopback address: verdicts, bytes over time, flame graph, call
+stacks, libraries, and pprof's own views of the same profile. Two files are shown as a comparison,
+the older one first. The address has a secret in it; nothing is fetched from outside, nothing is
+sent there.
 
---html writes the page into one file instead, to send to a colleague. --folded prints lines for other
-flame graph tools ("outer;inner 4096", bytes in use).`,
+--html writes the page into one file instead, to send to a colleague. --folded prints lines for
+other flame graph tools ("outer;inner 4096", bytes in use).`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) < 1 || len(args) > 2 {
 				return usageErrorf("view takes one profile, or two to compare, not %d", len(args))
