@@ -245,7 +245,11 @@ func (fs FS) Explain(pid int, action string, err error) error {
 	case state.Gone():
 		return fmt.Errorf("%s of pid %d: %w", action, pid, ErrGone)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s of pid %d (%s): %w (%v): %s", action, pid, state.Comm, ErrNoPermission, bare(err),
+		cause := ""
+		if why := bare(err); why.Error() != ErrNoPermission.Error() { // EPERM reads differently, and tells something
+			cause = fmt.Sprintf(" (%v)", why)
+		}
+		return fmt.Errorf("%s of pid %d (%s): %w%s: %s", action, pid, state.Comm, ErrNoPermission, cause,
 			strings.Join(fs.denials(pid), "; "))
 	}
 	return fmt.Errorf("%s of pid %d: %w", action, pid, err)
