@@ -141,6 +141,7 @@ func groupLocations(snapshot *profile.Snapshot) []*group {
 	groups := map[key]*group{}
 	var order []*group
 	seen := map[*profile.Location]bool{}
+	grouped := map[*profile.Mapping]bool{} // each has one key; a service may have had thousands of processes
 	for _, stack := range snapshot.Stacks {
 		for _, l := range stack.Frames {
 			m := l.Mapping
@@ -158,7 +159,8 @@ func groupLocations(snapshot *profile.Snapshot) []*group {
 				groups[k] = g
 				order = append(order, g)
 			}
-			if !slices.Contains(g.mappings, m) {
+			if !grouped[m] {
+				grouped[m] = true
 				g.mappings = append(g.mappings, m)
 			}
 			g.locations = append(g.locations, l)
@@ -186,23 +188,38 @@ func (s *Symbolizer) resolveGroup(ctx context.Context, g *group, files FileSourc
 	if first.File == vdsoName && file == nil {
 		return // the mark stays
 	}
-	offsets := make([]uint64, len(g.locations))
-	for i, l := range g.locations {
-		offsets[i] = l.Address - l.Mapping.Start + l.Mapping.Offset
-	}
+	offsets, index := g.offsets()
 	lines, err := s.Resolve(ctx, object, offsets)
 	if err != nil {
 		return // ctx ended
 	}
 	for i, l := range g.locations {
-		if l.Mark != "" && len(lines[i]) == 1 && lines[i][0].Line == 0 && lines[i][0] == object.Unknown(offsets[i]) {
+		of := lines[index[i]]
+		if l.Mark != "" && len(of) == 1 && of[0].Line == 0 && of[0] == object.Unknown(offsets[index[i]]) {
 			continue
 		}
-		l.Lines = lines[i]
+		l.Lines = of
 		if l.Mapping.File == vdsoName {
 			l.Mark = ""
 		}
 	}
+}
+
+// offsets are where the locations lie in the file, each once however many processes have been there, and which of them is
+// that of each location.
+func (g *group) offsets() (offsets []uint64, index []int) {
+	known := map[uint64]int{}
+	for _, l := range g.locations {
+		offset := l.Address - l.Mapping.Start + l.Mapping.Offset
+		at, ok := known[offset]
+		if !ok {
+			at = len(offsets)
+			known[offset] = at
+			offsets = append(offsets, offset)
+		}
+		index = append(index, at)
+	}
+	return offsets, index
 }
 
 // openFirst opens the object through any of its mappings and notes when it is not the file that was mapped.

@@ -276,9 +276,13 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 	if t.options.Mode == Sample {
 		s.SampleBytes = t.options.SampleBytes
 	}
+	owners := map[uint64]bool{}
+	for k := range books {
+		owners[k.proc] = true
+	}
 	for _, key := range slices.Sorted(maps.Keys(t.members)) {
 		m := t.members[key]
-		if m.ended && !hasBooks(books, key) {
+		if m.ended && !owners[key] {
 			continue // a process that came and went without an allocation
 		}
 		process := *m.process // events go on changing the original
@@ -307,15 +311,6 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 		s.RSS = &rss
 	}
 	return s, nil
-}
-
-func hasBooks(books map[bookKey]*book, proc uint64) bool {
-	for k := range books {
-		if k.proc == proc {
-			return true
-		}
-	}
-	return false
 }
 
 func (t *Tracer) stackOf(m *member, k bookKey, b *book) *profile.Stack {
@@ -440,7 +435,7 @@ func (t *Tracer) InUse() (map[profile.Kind]int64, error) {
 // Symbolize fills in the names of a snapshot of this tracer.
 func (t *Tracer) Symbolize(ctx context.Context, s *profile.Snapshot, options symbolize.Options) error {
 	t.addVersions()
-	return symbolize.New(options).Snapshot(ctx, s, t)
+	return symbolize.New(options).Snapshot(ctx, s, t.sources())
 }
 
 // addVersions reads which versions the mapped files say they are: at the end, as it reads whole files.
@@ -456,14 +451,23 @@ func (t *Tracer) addVersions() {
 	}
 }
 
-// Open implements symbolize.FileSource with the files as the processes had them mapped.
-func (t *Tracer) Open(m *profile.Mapping) (symbolize.File, error) {
+// sources are the files behind mappings, as the processes had them mapped. They stay good until the tracer is closed.
+type sources map[*profile.Mapping]*object
+
+func (t *Tracer) sources() sources {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, member := range t.members {
-		if o := member.objects[m]; o != nil {
-			return borrowed{o.file}, nil
-		}
+	all := sources{}
+	for _, m := range t.members {
+		maps.Copy(all, m.objects)
+	}
+	return all
+}
+
+// Open implements symbolize.FileSource.
+func (s sources) Open(m *profile.Mapping) (symbolize.File, error) {
+	if o := s[m]; o != nil {
+		return borrowed{o.file}, nil
 	}
 	return nil, nil
 }

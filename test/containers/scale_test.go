@@ -55,7 +55,7 @@ type scale struct {
 
 func scaleOf() scale {
 	if os.Getenv("ALLOCSNOOP_SCALE") == "full" {
-		return scale{50, 9, 240, 250 * time.Millisecond} // 500 processes, 200 forks a second for a minute
+		return scale{50, 9, 80, 250 * time.Millisecond} // 500 processes, 200 forks a second for 20 seconds
 	}
 	return scale{10, 9, 20, 50 * time.Millisecond}
 }
