@@ -166,6 +166,13 @@ func (t *Tracer) Add(pid int) error {
 	return t.admit(m)
 }
 
+// wasBorn tells whether the BPF side follows a process already: a child whose fork has yet to arrive here. Another key would
+// tear its books apart.
+func (t *Tracer) wasBorn(pid int) bool {
+	var p bpf.Proc
+	return t.programs.Procs.Lookup(uint32(pid), &p) == nil
+}
+
 // Remap takes notice of what a process has mapped since it was added. Maps change by themselves only while the process
 // runs; this is for one that stands still.
 func (t *Tracer) Remap(pid int) error {
