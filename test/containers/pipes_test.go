@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds every wait for something that comes at once on a quiet machine.
-const patience = 60 * time.Second
+// patience bounds every wait for something that comes at once on a quiet machine, and late on one with twenty others at work.
+const patience = 3 * time.Minute
 
 // pipes are how a leaker is spoken to, whatever made its container: runtimes keep stdin and stdout to themselves.
 type pipes struct {

@@ -29,7 +29,7 @@ import (
 
 // patience bounds every wait, so that a hang fails with a message instead of the whole run's timeout. It is generous:
 // two busy cores and the race detector are slow.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // RequireBPF fails the test with a clear sentence where BPF programs cannot be loaded. It does not skip: a run without
 // the BPF tests must not look like a pass.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -143,4 +144,30 @@ func FuzzParseDockerList(f *testing.F) {
 			kubernetesNames(labels)
 		}
 	})
+}
+
+func TestANameThatIsGoneDoesNotHideAnotherThatIsReplaced(t *testing.T) {
+	root := t.TempDir()
+	is := func(id, name string) {
+		put(t, root, "var/lib/docker/containers/"+id+"/config.v2.json", `{"ID":"`+id+`","Name":"/`+name+`"}`)
+	}
+	id := func(c string) string { return strings.Repeat(c, 64) }
+	is(id("a"), "first of two")
+	is(id("b"), "second of two")
+	f, err := NewFinder(t.Context(), Selector{Containers: []string{"second of two", "first of two"}}, memory.FS{}, Names{Root: root, Env: noEnv})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []string{id("a"), id("b")} {
+		if err := os.RemoveAll(filepath.Join(root, "var/lib/docker/containers", gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is(id("c"), "first of two")
+	if err := f.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "second of two") {
+		t.Errorf("error %v, want one about the second", err)
+	}
+	if why, ok := f.Match(&Process{Container: Container{ID: id("c")}}); !ok || why != "--container first of two" {
+		t.Errorf("the new container is matched: %t, %q", ok, why)
+	}
 }
