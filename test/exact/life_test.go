@@ -160,7 +160,7 @@ func TestCommandIsTracedFromItsStart(t *testing.T) {
 }
 
 func TestTargetIsUnharmedWhenTheTracerIsKilled(t *testing.T) {
-	path := allocators[0].compile(t, "random.c")
+	path := allocators[0].compileRandom(t)
 	p := allocators[0].start(t, path, "7", "8")
 	tr := live.Trace(t, p.PID, "--mode", "exact")
 	if !live.Probed(t, p.PID) {

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #ifdef __GLIBC__
 #include <dlfcn.h>
+__attribute__((weak)) void *mallocx(size_t, int); // jemalloc's
 #endif
 
 #define MANY 64
@@ -255,8 +256,8 @@ static void cfrees(void)
 {
 	void (*cfree_function)(void *) = (void (*)(void *))dlsym(RTLD_DEFAULT, "cfree");
 
-	// A preloaded allocator's blocks are not glibc's to free.
-	if (!cfree_function && !getenv("LD_PRELOAD"))
+	// Another allocator's blocks are not glibc's to free.
+	if (!cfree_function && !getenv("LD_PRELOAD") && !mallocx)
 		cfree_function = (void (*)(void *))dlvsym(RTLD_DEFAULT, "cfree", "GLIBC_2.2.5");
 	if (!cfree_function)
 		return;

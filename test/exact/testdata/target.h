@@ -144,6 +144,8 @@ static inline void say_ledger(void)
 
 	say("[");
 	for (struct row *r = __start_rows; r < __stop_rows; r++) {
+		if (!r->kind) // of a function that is not there
+			continue;
 		say("%s{\"kind\":\"%s\",\"function\":\"%s\",\"site\":\"%s\",\"alloc_objects\":%lld,\"alloc_bytes\":%lld,"
 		    "\"free_objects\":%lld,\"free_bytes\":%lld}",
 		    comma, r->kind, r->function, r->site, (long long)r->alloc_objects, (long long)r->alloc_bytes,
