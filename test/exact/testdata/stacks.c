@@ -1,4 +1,4 @@
-// 16,384 call stacks, one block each: the way through left and right spells the number's 14 bits.
+// 16,384 call stacks (argv: how many, of which depth), one block each: the way through left and right spells its bits.
 #include "target.h"
 
 ROW(stacks, "malloc", "malloc");
@@ -33,11 +33,14 @@ static void left(unsigned path, int depth)
 	__asm__ volatile("");
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	unsigned paths = argc > 1 ? atoi(argv[1]) : 16384;
+	int depth = argc > 2 ? atoi(argv[2]) : 14;
+
 	say("ready\n");
 	wait_for("go");
-	for (unsigned path = 0; path < 16384; path++)
-		left(path, 14);
+	for (unsigned path = 0; path < paths; path++)
+		left(path, depth);
 	return finish();
 }

@@ -1,0 +1,6 @@
+// Takes a CPU until it is killed.
+int main(void)
+{
+	for (;;)
+		__asm__ volatile("");
+}
