@@ -17,11 +17,14 @@ give() { echo "profile $1 $2"; base64 /tmp/$1.pb.gz; echo end; }
 for life in "bomb 101" "early-thread-forks 13" "early-headless 5" "shared 11"; do
 	name=${life% *}; rm -f /tmp/ready; mkfifo /tmp/$name
 	/life $life /life </tmp/$name >/tmp/out &
+	pid=$!
 	exec 3>/tmp/$name
 	while ! grep -q ready /tmp/out; do sleep 0.1; done
 	(while [ ! -e /tmp/ready ]; do sleep 0.1; done; echo go >&3) &
-	allocsnoop --pid $! --mode exact --max-live 10000 --ready-file /tmp/ready -o /tmp/$name.pb.gz >/tmp/log 2>&1 || cat /tmp/log
-	give $name $?
+	allocsnoop --pid $pid --mode exact --max-live 10000 --ready-file /tmp/ready -o /tmp/$name.pb.gz >/tmp/log 2>&1
+	code=$?
+	[ $code = 0 ] || cat /tmp/log
+	give $name $code
 done
 rm -f /tmp/ready
 g=/sys/fs/cgroup/pods
