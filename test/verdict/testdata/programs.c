@@ -1,5 +1,5 @@
 // The labelled programs of the verdict test, one a process: programs NAME. Each waits for a line, so that it is traced from
-// its first allocation, then works in ticks of 10 ms, of which it catches up on those that it was kept from, until its input ends or 40 s are over. Every one allocates in a
+// its first allocation, then works in ticks of 10 ms, of which it catches up on those that it was kept from, until 120 s are over. Every one allocates in a
 // function of its own name. Rates are low on purpose: the class must not depend on a fast machine.
 #define _GNU_SOURCE
 #include <poll.h>
@@ -120,7 +120,7 @@ int main(int argc, char **argv) {
   if (read(0, &c, 1) != 1) return 0;
   struct timespec at;
   clock_gettime(CLOCK_MONOTONIC, &at);
-  for (tick = 1; tick < 4000; tick++) {
+  for (tick = 1; tick < 12000; tick++) {
     step();
     if (tick == 800 || tick == 2000) printf("tick %d\n", tick);
     if ((at.tv_nsec += 10000000) >= 1000000000) { at.tv_nsec -= 1000000000; at.tv_sec++; }
