@@ -1,6 +1,7 @@
 // The labelled programs of the verdict test, one a process: programs NAME. Each waits for a line, so that it is traced from
-// its first allocation, then works in ticks of 10 ms, of which it catches up on those that it was kept from, until 120 s are over. Every one allocates in a
-// function of its own name. Rates are low on purpose: the class must not depend on a fast machine.
+// its first allocation, then works in ticks of 10 ms, of which it catches up on those that it was kept from, until 120 s are
+// over. Every one allocates in a function of its own name. Rates are low on purpose: the class must not depend on a fast
+// machine.
 #define _GNU_SOURCE
 #include <poll.h>
 #include <pthread.h>
