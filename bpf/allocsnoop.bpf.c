@@ -40,8 +40,11 @@ volatile __u32 sessions = 0;
 volatile const __u32 have_cookie = 1;
 /* exec of any process is told, for services selected by name, path, cgroup or library */
 volatile const __u32 tell_execs = 0;
-/* brk and mmap are watched for their stacks, not only for the table of libraries */
-volatile const __u32 watch_mappings = 1;
+
+/* a request of at most so many bytes is not too large for the kernel; user space keeps it up to date */
+volatile __u64 always_granted = 0;
+/* vm.max_map_count */
+volatile __u32 max_maps = 0;
 
 /* tgid -> the traced process; sized by user space */
 struct {
@@ -243,19 +246,31 @@ static __always_inline void put_back(struct proc *p, struct call *c)
 }
 
 /*
- * is_active tells whether a pending call may still return to its return probe:
- * then the word at its stack pointer is the trampoline's address.
+ * A pending call may still return to its return probe if the word at its stack pointer is the trampoline's address.
+ * bpf/exception.bpf.c puts the true one back before an exception leaves the call.
  */
-static __always_inline bool is_active(struct call *c, __u64 sp)
+static __always_inline bool returns_to_probe(struct call *c)
 {
 	__u64 word = 0;
 
-	/* Deeper than we are now, on the same stack: it was left by longjmp or an exception. */
-	if (c->sp < sp && sp - c->sp < 1 << 20)
-		return false;
 	if (bpf_probe_read_user(&word, sizeof(word), (void *)c->sp))
 		return false;
 	return is_trampoline(word);
+}
+
+static __always_inline bool is_active(struct call *c, __u64 sp)
+{
+	/* Deeper than we are now, on the same stack: it was left by longjmp or an exception. */
+	if (c->sp < sp && sp - c->sp < 1 << 20)
+		return false;
+	return returns_to_probe(c);
+}
+
+/* count_stale counts a call that never returned. For an operator new that is a way to say that it has failed. */
+static __always_inline void count_stale(struct call *c)
+{
+	if (!(c->func.flags & FUNC_THROWS))
+		count(COUNT_PENDING_STALE);
 }
 
 static __always_inline void drop_stale(struct proc *p, struct thread *t, __u64 sp)
@@ -272,17 +287,25 @@ static __always_inline void drop_stale(struct proc *p, struct thread *t, __u64 s
 		put_back(p, c);
 		t->depth = top;
 		t->overflow = 0;
-		count(COUNT_PENDING_STALE);
+		count_stale(c);
 	}
 }
 
-/* pending_in tells whether a call of the kind is under way. */
+/*
+ * An operator new that asks no probed function for its block: what is allocated within it comes from its new-handler,
+ * or is the exception that it throws, and counts by itself.
+ */
+#define OWN_WITHIN (FUNC_THROWS | FUNC_LEAF)
+
+/* pending_in tells whether a call of the kind is under way, so that another one within it is a part of it. */
 static __always_inline bool pending_in(struct thread *t, __u32 kind)
 {
 	for (__u32 i = 0; i < MAX_PENDING; i++) {
+		struct call *c = call_at(t, i);
+
 		if (i >= t->depth)
 			return false;
-		if (call_at(t, i)->func.kind == kind)
+		if (c->func.kind == kind && (c->func.flags & OWN_WITHIN) != OWN_WITHIN)
 			return true;
 	}
 	return false;
@@ -292,9 +315,14 @@ static __always_inline bool pending_in(struct thread *t, __u32 kind)
 static __always_inline bool allocator_under_way(struct thread *t)
 {
 	for (__u32 i = 0; i < MAX_PENDING; i++) {
+		struct call *c = call_at(t, i);
+
 		if (i >= t->depth)
 			return false;
-		if (call_at(t, i)->func.flags & FUNC_ALLOCATOR)
+		if (!(c->func.flags & FUNC_ALLOCATOR))
+			continue;
+		/* It may have been left since: no call dropped it yet. */
+		if (!(c->func.flags & FUNC_THROWS) || returns_to_probe(c))
 			return true;
 	}
 	return false;
@@ -347,6 +375,75 @@ static __always_inline void take_old(struct proc *p, struct call *c, __u64 addr)
 		c->flags |= CALL_UNKNOWN;
 }
 
+/* wrap remembers the size that a call of OP_WRAP was asked for. */
+static __always_inline void wrap(__u64 sp, __u64 size)
+{
+	struct thread *t = thread_make();
+
+	if (!t)
+		return; /* the call within it counts the loss */
+	t->wrap.sp = sp;
+	t->wrap.size = size;
+	if (bpf_probe_read_user(&t->wrap.word, sizeof(t->wrap.word), (void *)sp))
+		t->wrap.sp = 0;
+}
+
+/* unwrap is the size of a block: that of the call around it, which has rounded it up, or its own. */
+static __always_inline __u64 unwrap(struct thread *t, __u64 sp, __u64 size)
+{
+	__u64 from = t->wrap.sp, word;
+
+	t->wrap.sp = 0;
+	if (sp > from || from - sp > 4096 || size < t->wrap.size)
+		return size;
+	if (bpf_probe_read_user(&word, sizeof(word), (void *)from) || word != t->wrap.word)
+		return size;
+	return t->wrap.size;
+}
+
+#define RLIMIT_DATA 2
+#define RLIMIT_AS   9
+#define VM_LOCKED   0x2000
+
+/* Above it no request is granted: half of the address space. */
+#define NEVER_GRANTED (1ULL << 47)
+/* Maps that a call of an allocator may add. */
+#define MAPS_OF_CALL 64
+
+/*
+ * within tells whether used pages and a request stay far below a limit, however the allocator rounds it up and whatever
+ * other threads map meanwhile.
+ */
+static __always_inline bool within(__u64 limit, __u64 pages, __u64 size)
+{
+	return limit == ~0ULL || pages * 4096 + 2 * size + (16 << 20) < limit - limit / 8;
+}
+
+/*
+ * may_throw tells whether operator new may find no memory for a block: then its return is not followed, for the
+ * exception would meet the trampoline. The kernel refuses memory beyond limits, too many mappings, and requests too
+ * large by far; else it hands out address space, whatever becomes of it. What may throw and may as well succeed is
+ * counted.
+ */
+static __always_inline bool may_throw(__u64 size)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+
+	if (size >= NEVER_GRANTED)
+		return true;
+	if (size <= always_granted &&
+	    within(BPF_CORE_READ(signal, rlim[RLIMIT_AS].rlim_cur), BPF_CORE_READ(mm, total_vm), size) &&
+	    within(BPF_CORE_READ(signal, rlim[RLIMIT_DATA].rlim_cur), BPF_CORE_READ(mm, data_vm), size) &&
+	    (__u32)BPF_CORE_READ(mm, map_count) + MAPS_OF_CALL < max_maps &&
+	    !(BPF_CORE_READ(mm, def_flags) & VM_LOCKED))
+		return false;
+	if (gate && !calls_shut)
+		count(COUNT_NOT_FOLLOWED);
+	return true;
+}
+
 /*
  * on_entry books the start of a call. It returns 1 when the return is of no
  * interest, which a session program passes on to the kernel.
@@ -371,6 +468,12 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		return 1;
 	}
 	size = requested(ctx, f);
+	if (op == OP_WRAP) {
+		wrap(sp, size);
+		return 1;
+	}
+	if (f->flags & FUNC_SESSION && may_throw(size))
+		return 1;
 	if (op == OP_LUA_ALLOC && !size) {
 		on_free(p, f->kind, arg(ctx, f->ptr));
 		if (sessions)
@@ -404,6 +507,8 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		return 0;
 	}
 
+	if (t->wrap.sp)
+		size = unwrap(t, sp, size);
 	if (op == OP_REALLOC || op == OP_EXPAND || op == OP_LUA_ALLOC)
 		take_old(p, c, arg(ctx, f->ptr));
 	else if (f->out)
@@ -472,8 +577,12 @@ static __always_inline void alloc_returned(struct proc *p, struct call *c, __u64
 
 	if (c->out)
 		addr = out_result(c, result);
-	if (addr)
-		add_block(p, c, addr);
+	if (!addr)
+		return;
+	/* A call within this one has made the block, and has it in its book. */
+	if ((c->func.flags & OWN_WITHIN) == OWN_WITHIN && live_since(p->key, c->func.kind, addr, c->new.time))
+		return;
+	add_block(p, c, addr);
 }
 
 static __always_inline void realloc_returned(struct proc *p, struct call *c, __u64 result)
@@ -540,7 +649,7 @@ static __always_inline struct call *pop(struct proc *p, struct thread *t, __u64 
 			return NULL;
 		put_back(p, c);
 		t->depth = top;
-		count(COUNT_PENDING_STALE);
+		count_stale(c);
 	}
 	return NULL;
 }
@@ -591,13 +700,10 @@ static __always_inline int on_return(struct pt_regs *ctx, struct proc *p)
 
 /* ---- the probes ---- */
 
-static __always_inline const struct func *probed_func(struct pt_regs *ctx)
+static __always_inline const struct func *probed_func(struct pt_regs *ctx, __u32 *id)
 {
-	__u32 id;
-	__u64 *n;
-
 	if (have_cookie) {
-		id = bpf_get_attach_cookie(ctx);
+		*id = bpf_get_attach_cookie(ctx);
 	} else {
 		struct probe_at at = {
 		    .ip = PT_REGS_IP(ctx),
@@ -607,24 +713,27 @@ static __always_inline const struct func *probed_func(struct pt_regs *ctx)
 
 		if (!v)
 			return NULL;
-		id = *v;
+		*id = *v;
 	}
-	n = bpf_map_lookup_elem(&hits, &id);
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	return bpf_map_lookup_elem(&funcs, &id);
+	return bpf_map_lookup_elem(&funcs, id);
 }
 
-static __always_inline int enter(struct pt_regs *ctx)
+/* Both sorts of probes may be in: one of them enters a call. */
+static __always_inline int enter(struct pt_regs *ctx, bool session)
 {
 	struct proc *p = current_proc();
 	const struct func *f;
+	__u32 id;
+	__u64 *n;
 
 	if (!p)
 		return 1;
-	f = probed_func(ctx);
-	if (!f)
+	f = probed_func(ctx, &id);
+	if (!f || session != (sessions || f->flags & FUNC_SESSION))
 		return 1;
+	n = bpf_map_lookup_elem(&hits, &id);
+	if (n)
+		__sync_fetch_and_add(n, 1);
 	return on_entry(ctx, p, f);
 }
 
@@ -642,8 +751,7 @@ SEC("uprobe")
 int call_entered(struct pt_regs *ctx)
 {
 	UNWIND_TASK_STACK(ctx);
-	if (!sessions)
-		enter(ctx);
+	enter(ctx, false);
 	return 0;
 }
 
@@ -691,7 +799,7 @@ int call_session(struct pt_regs *ctx)
 		bpf_tail_call(ctx, &no_sessions, 0);
 	if (is_return(ctx))
 		return leave(ctx);
-	return sessions ? enter(ctx) : 1;
+	return enter(ctx, true);
 }
 #endif
 
@@ -784,7 +892,7 @@ static __always_inline int syscall_returned(struct syscall_exit *ctx, __s32 type
 	if (result < 0 && result >= -4095)
 		return 0;
 	internal = allocator_under_way(t);
-	if (watch_mappings && !internal && adds_memory(t, type)) {
+	if (!internal && adds_memory(t, type)) {
 		struct unwind *u = thread_scratch(t);
 
 		if (u) {

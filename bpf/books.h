@@ -143,6 +143,15 @@ static __always_inline bool live_take(__u64 proc, __u32 kind, __u64 addr, struct
 	return bpf_map_delete_elem(&live, &k) == 0;
 }
 
+/* live_since tells whether a block at the address was put in by a call that began later than the given time. */
+static __always_inline bool live_since(__u64 proc, __u32 kind, __u64 addr, __u64 time)
+{
+	struct live_key k = live_key(proc, kind, addr);
+	struct block *v = bpf_map_lookup_elem(&live, &k);
+
+	return v && v->time > time;
+}
+
 /* live_put puts a block in. False when there is no room for it. */
 static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct block *b)
 {

@@ -40,9 +40,14 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+struct rlimit {
+	unsigned long rlim_cur;
+};
+
 /* state that the threads of a process share; live counts those that have not exited */
 struct signal_struct {
 	atomic_t live;
+	struct rlimit rlim[16];
 };
 
 struct super_block {
@@ -62,8 +67,11 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 
+/* total_vm and data_vm are pages */
 struct mm_struct {
 	struct uprobes_state uprobes_state;
+	unsigned long total_vm, data_vm, def_flags;
+	int map_count;
 };
 
 /* one pending uretprobe: the return address it replaced and where on the stack that was */

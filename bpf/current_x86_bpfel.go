@@ -32,18 +32,18 @@ const (
 	CurrentCounterCOUNT_PENDING_STALE           CurrentCounter = 4
 	CurrentCounterCOUNT_RETURN_WITHOUT_ENTRY    CurrentCounter = 5
 	CurrentCounterCOUNT_OVERWRITTEN             CurrentCounter = 6
-	CurrentCounterCOUNT_FREE_UNKNOWN            CurrentCounter = 7
-	CurrentCounterCOUNT_FREE_PREATTACH          CurrentCounter = 8
-	CurrentCounterCOUNT_FREE_INHERITED          CurrentCounter = 9
-	CurrentCounterCOUNT_REALLOC_PREATTACH       CurrentCounter = 10
-	CurrentCounterCOUNT_REALLOC_PREATTACH_BYTES CurrentCounter = 11
-	CurrentCounterCOUNT_DIED_IN_REALLOC         CurrentCounter = 12
-	CurrentCounterCOUNT_STACKS_FULL             CurrentCounter = 13
-	CurrentCounterCOUNT_MAP_GAP                 CurrentCounter = 14
-	CurrentCounterCOUNT_READ_FAULT              CurrentCounter = 15
-	CurrentCounterCOUNT_NO_PROC_ROOM            CurrentCounter = 16
-	CurrentCounterCOUNT_POOL_FULL               CurrentCounter = 17
-	CurrentCounterCOUNT_RETURNS                 CurrentCounter = 18
+	CurrentCounterCOUNT_FREE_PREATTACH          CurrentCounter = 7
+	CurrentCounterCOUNT_FREE_INHERITED          CurrentCounter = 8
+	CurrentCounterCOUNT_REALLOC_PREATTACH       CurrentCounter = 9
+	CurrentCounterCOUNT_REALLOC_PREATTACH_BYTES CurrentCounter = 10
+	CurrentCounterCOUNT_DIED_IN_REALLOC         CurrentCounter = 11
+	CurrentCounterCOUNT_STACKS_FULL             CurrentCounter = 12
+	CurrentCounterCOUNT_MAP_GAP                 CurrentCounter = 13
+	CurrentCounterCOUNT_READ_FAULT              CurrentCounter = 14
+	CurrentCounterCOUNT_NO_PROC_ROOM            CurrentCounter = 15
+	CurrentCounterCOUNT_POOL_FULL               CurrentCounter = 16
+	CurrentCounterCOUNT_RETURNS                 CurrentCounter = 17
+	CurrentCounterCOUNT_NOT_FOLLOWED            CurrentCounter = 18
 	CurrentCounterCOUNT_MAX                     CurrentCounter = 19
 )
 
@@ -79,7 +79,6 @@ const (
 	CurrentEventTypeEVENT_EXEC       CurrentEventType = 5
 	CurrentEventTypeEVENT_EXIT       CurrentEventType = 6
 	CurrentEventTypeEVENT_UNKNOWN_PC CurrentEventType = 7
-	CurrentEventTypeEVENT_OOM        CurrentEventType = 8
 )
 
 type CurrentFunc struct {
@@ -108,6 +107,8 @@ const (
 	CurrentFuncFlagFUNC_TRUTH      CurrentFuncFlag = 128
 	CurrentFuncFlagFUNC_REAL_SIZE  CurrentFuncFlag = 256
 	CurrentFuncFlagFUNC_AT_ENTRY   CurrentFuncFlag = 512
+	CurrentFuncFlagFUNC_THROWS     CurrentFuncFlag = 1024
+	CurrentFuncFlagFUNC_SESSION    CurrentFuncFlag = 2048
 )
 
 type CurrentLiveKey struct {
@@ -134,6 +135,7 @@ const (
 	CurrentOpOP_LUA_ALLOC    CurrentOp = 5
 	CurrentOpOP_POOL_ALLOC   CurrentOp = 6
 	CurrentOpOP_POOL_DESTROY CurrentOp = 7
+	CurrentOpOP_WRAP         CurrentOp = 8
 )
 
 type CurrentProbeAt struct {
@@ -154,9 +156,8 @@ type CurrentProc struct {
 type CurrentProcFlag uint32
 
 const (
-	CurrentProcFlagPROC_FORKED   CurrentProcFlag = 1
-	CurrentProcFlagPROC_FOLLOW   CurrentProcFlag = 2
-	CurrentProcFlagPROC_LAUNCHED CurrentProcFlag = 4
+	CurrentProcFlagPROC_FORKED CurrentProcFlag = 1
+	CurrentProcFlagPROC_FOLLOW CurrentProcFlag = 2
 )
 
 type CurrentRow struct {
@@ -200,9 +201,15 @@ type CurrentThread struct {
 		New   CurrentBlock
 		Old   CurrentBlock
 	}
-	Depth     uint32
-	Overflow  uint32
-	Random    uint64
+	Depth    uint32
+	Overflow uint32
+	Random   uint64
+	Wrap     struct {
+		_    structs.HostLayout
+		Sp   uint64
+		Word uint64
+		Size uint64
+	}
 	Syscall   [6]uint64
 	SyscallNr int32
 	Pad       uint32
@@ -349,10 +356,12 @@ const (
 	CurrentProgProcessForked   = "process_forked"
 	CurrentProgRealFile        = "real_file"
 	CurrentProgSyscallExit     = "syscall_exit"
+	CurrentVarAlwaysGranted    = "always_granted"
 	CurrentVarCallsShut        = "calls_shut"
 	CurrentVarExported         = "exported"
 	CurrentVarGate             = "gate"
 	CurrentVarHaveCookie       = "have_cookie"
+	CurrentVarMaxMaps          = "max_maps"
 	CurrentVarSampleProb       = "sample_prob"
 	CurrentVarSampling         = "sampling"
 	CurrentVarSessions         = "sessions"
@@ -361,7 +370,6 @@ const (
 	CurrentVarUnwindMarkType   = "unwind_mark_type"
 	CurrentVarUnwindMaxFrames  = "unwind_max_frames"
 	CurrentVarUnwindNever      = "unwind_never"
-	CurrentVarWatchMappings    = "watch_mappings"
 )
 
 // LoadCurrent returns the embedded CollectionSpec for Current.
@@ -452,10 +460,12 @@ type CurrentMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CurrentVariableSpecs struct {
+	AlwaysGranted   *ebpf.VariableSpec `ebpf:"always_granted"`
 	CallsShut       *ebpf.VariableSpec `ebpf:"calls_shut"`
 	Exported        *ebpf.VariableSpec `ebpf:"exported"`
 	Gate            *ebpf.VariableSpec `ebpf:"gate"`
 	HaveCookie      *ebpf.VariableSpec `ebpf:"have_cookie"`
+	MaxMaps         *ebpf.VariableSpec `ebpf:"max_maps"`
 	SampleProb      *ebpf.VariableSpec `ebpf:"sample_prob"`
 	Sampling        *ebpf.VariableSpec `ebpf:"sampling"`
 	Sessions        *ebpf.VariableSpec `ebpf:"sessions"`
@@ -464,7 +474,6 @@ type CurrentVariableSpecs struct {
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
-	WatchMappings   *ebpf.VariableSpec `ebpf:"watch_mappings"`
 }
 
 // CurrentObjects contains all objects after they have been loaded into the kernel.
@@ -540,10 +549,12 @@ func (m *CurrentMaps) Close() error {
 //
 // It can be passed to LoadCurrentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CurrentVariables struct {
+	AlwaysGranted   *ebpf.Variable `ebpf:"always_granted"`
 	CallsShut       *ebpf.Variable `ebpf:"calls_shut"`
 	Exported        *ebpf.Variable `ebpf:"exported"`
 	Gate            *ebpf.Variable `ebpf:"gate"`
 	HaveCookie      *ebpf.Variable `ebpf:"have_cookie"`
+	MaxMaps         *ebpf.Variable `ebpf:"max_maps"`
 	SampleProb      *ebpf.Variable `ebpf:"sample_prob"`
 	Sampling        *ebpf.Variable `ebpf:"sampling"`
 	Sessions        *ebpf.Variable `ebpf:"sessions"`
@@ -552,7 +563,6 @@ type CurrentVariables struct {
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
-	WatchMappings   *ebpf.Variable `ebpf:"watch_mappings"`
 }
 
 // CurrentPrograms contains all programs after they have been loaded into the kernel.

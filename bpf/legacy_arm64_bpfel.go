@@ -89,9 +89,15 @@ type LegacyThread struct {
 		New   LegacyBlock
 		Old   LegacyBlock
 	}
-	Depth     uint32
-	Overflow  uint32
-	Random    uint64
+	Depth    uint32
+	Overflow uint32
+	Random   uint64
+	Wrap     struct {
+		_    structs.HostLayout
+		Sp   uint64
+		Word uint64
+		Size uint64
+	}
 	Syscall   [6]uint64
 	SyscallNr int32
 	Pad       uint32
@@ -198,10 +204,12 @@ const (
 	LegacyProgProcessExited   = "process_exited"
 	LegacyProgProcessForked   = "process_forked"
 	LegacyProgSyscallExit     = "syscall_exit"
+	LegacyVarAlwaysGranted    = "always_granted"
 	LegacyVarCallsShut        = "calls_shut"
 	LegacyVarExported         = "exported"
 	LegacyVarGate             = "gate"
 	LegacyVarHaveCookie       = "have_cookie"
+	LegacyVarMaxMaps          = "max_maps"
 	LegacyVarSampleProb       = "sample_prob"
 	LegacyVarSampling         = "sampling"
 	LegacyVarSessions         = "sessions"
@@ -210,7 +218,6 @@ const (
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
 	LegacyVarUnwindNever      = "unwind_never"
-	LegacyVarWatchMappings    = "watch_mappings"
 )
 
 // LoadLegacy returns the embedded CollectionSpec for Legacy.
@@ -300,10 +307,12 @@ type LegacyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LegacyVariableSpecs struct {
+	AlwaysGranted   *ebpf.VariableSpec `ebpf:"always_granted"`
 	CallsShut       *ebpf.VariableSpec `ebpf:"calls_shut"`
 	Exported        *ebpf.VariableSpec `ebpf:"exported"`
 	Gate            *ebpf.VariableSpec `ebpf:"gate"`
 	HaveCookie      *ebpf.VariableSpec `ebpf:"have_cookie"`
+	MaxMaps         *ebpf.VariableSpec `ebpf:"max_maps"`
 	SampleProb      *ebpf.VariableSpec `ebpf:"sample_prob"`
 	Sampling        *ebpf.VariableSpec `ebpf:"sampling"`
 	Sessions        *ebpf.VariableSpec `ebpf:"sessions"`
@@ -312,7 +321,6 @@ type LegacyVariableSpecs struct {
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
-	WatchMappings   *ebpf.VariableSpec `ebpf:"watch_mappings"`
 }
 
 // LegacyObjects contains all objects after they have been loaded into the kernel.
@@ -390,10 +398,12 @@ func (m *LegacyMaps) Close() error {
 //
 // It can be passed to LoadLegacyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LegacyVariables struct {
+	AlwaysGranted   *ebpf.Variable `ebpf:"always_granted"`
 	CallsShut       *ebpf.Variable `ebpf:"calls_shut"`
 	Exported        *ebpf.Variable `ebpf:"exported"`
 	Gate            *ebpf.Variable `ebpf:"gate"`
 	HaveCookie      *ebpf.Variable `ebpf:"have_cookie"`
+	MaxMaps         *ebpf.Variable `ebpf:"max_maps"`
 	SampleProb      *ebpf.Variable `ebpf:"sample_prob"`
 	Sampling        *ebpf.Variable `ebpf:"sampling"`
 	Sessions        *ebpf.Variable `ebpf:"sessions"`
@@ -402,7 +412,6 @@ type LegacyVariables struct {
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
-	WatchMappings   *ebpf.Variable `ebpf:"watch_mappings"`
 }
 
 // LegacyPrograms contains all programs after they have been loaded into the kernel.

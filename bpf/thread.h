@@ -35,11 +35,19 @@ struct call {
 	struct block old;
 };
 
+/* A call that asks another probed function for a larger block than it was asked for. */
+struct wrap {
+	__u64 sp;   /* at entry; 0: none */
+	__u64 word; /* that is there: its return address, while it runs */
+	__u64 size;
+};
+
 struct thread {
 	struct call calls[MAX_PENDING];
 	__u32 depth;
 	__u32 overflow; /* calls beyond MAX_PENDING that have not returned */
 	__u64 random;
+	struct wrap wrap;
 	__u64 syscall[6];
 	__s32 syscall_nr; /* -1: none that matters */
 	__u32 pad;

@@ -16,6 +16,7 @@ enum op {
 	OP_LUA_ALLOC,	 /* lua_Alloc: ud, pointer, old size, new size */
 	OP_POOL_ALLOC,	 /* pool, size -> pointer that dies with the pool */
 	OP_POOL_DESTROY, /* pool */
+	OP_WRAP,	 /* size of the block that another probed function makes for it */
 };
 
 enum func_flag {
@@ -39,6 +40,10 @@ enum func_flag {
 	FUNC_REAL_SIZE = 1 << 8,
 	/* the probe is on the first instruction, where the stack pointer is at the return address */
 	FUNC_AT_ENTRY = 1 << 9,
+	/* may be left by an exception: then it has made no block */
+	FUNC_THROWS = 1 << 10,
+	/* always probed by a session, which follows no call that may throw */
+	FUNC_SESSION = 1 << 11,
 };
 
 #define ARG_AX 7
@@ -69,9 +74,8 @@ struct proc {
 };
 
 enum proc_flag {
-	PROC_FORKED = 1 << 0,	/* has inherited blocks of a traced parent */
-	PROC_FOLLOW = 1 << 1,	/* its children are traced too */
-	PROC_LAUNCHED = 1 << 2, /* traced from its first instruction */
+	PROC_FORKED = 1 << 0, /* has inherited blocks of a traced parent */
+	PROC_FOLLOW = 1 << 1, /* its children are traced too */
 };
 
 /* A block: kind sits in the address's unused top bits. */
@@ -121,7 +125,6 @@ enum counter {
 	COUNT_PENDING_STALE,
 	COUNT_RETURN_WITHOUT_ENTRY,
 	COUNT_OVERWRITTEN,
-	COUNT_FREE_UNKNOWN,
 	COUNT_FREE_PREATTACH,
 	COUNT_FREE_INHERITED,
 	COUNT_REALLOC_PREATTACH,
@@ -133,6 +136,7 @@ enum counter {
 	COUNT_NO_PROC_ROOM,
 	COUNT_POOL_FULL,
 	COUNT_RETURNS,
+	COUNT_NOT_FOLLOWED,
 	COUNT_MAX,
 };
 
@@ -146,7 +150,6 @@ enum event_type {
 	EVENT_EXEC,
 	EVENT_EXIT,
 	EVENT_UNKNOWN_PC,
-	EVENT_OOM,
 };
 
 enum event_flag {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -53,6 +54,11 @@ type runStats struct {
 func (t *Tracer) Control() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.probes.sessionsForThrowing {
+		if err := t.updateGranted(); err != nil {
+			return err
+		}
+	}
 	b := &t.budget
 	if t.options.Mode == Growth || time.Since(b.tick.at) < budgetTick || !t.stopped.IsZero() {
 		return nil
@@ -214,7 +220,7 @@ func (t *Tracer) changeToSessions() error {
 		if m.pid != pid {
 			continue // a vfork child in its parent's memory
 		}
-		links, err := t.probes.sessions(t.probes.all(), pid)
+		links, err := t.probes.sessions(t.probes.pairs(), pid)
 		if err != nil {
 			if gone(pid) {
 				continue
@@ -223,7 +229,7 @@ func (t *Tracer) changeToSessions() error {
 		}
 		old = append(old, m.calls...)
 		m.calls = links
-		for _, p := range t.probes.all() {
+		for _, p := range t.probes.pairs() {
 			m.opened[p] = true
 		}
 	}
@@ -242,8 +248,8 @@ func (t *Tracer) shutCalls() error {
 	t.callsShut = true
 	t.shutAt = time.Now()
 	for _, m := range t.members {
-		t.closeLater(m.calls)
-		m.calls = nil
+		t.closeLater(slices.Concat(m.calls, m.sessions))
+		m.calls, m.sessions = nil, nil
 	}
 	return nil
 }

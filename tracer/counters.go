@@ -24,11 +24,11 @@ var counters = []counter{
 	{bpf.CurrentCounterCOUNT_PENDING_STALE, "pending_stale", "calls that were left by longjmp, an exception or a thread's end", false},
 	{bpf.CurrentCounterCOUNT_RETURN_WITHOUT_ENTRY, "return_without_entry", "returns of calls whose entry was not seen", true},
 	{bpf.CurrentCounterCOUNT_OVERWRITTEN, "overwritten", "blocks whose free was missed: their address was handed out again", true},
-	{bpf.CurrentCounterCOUNT_FREE_UNKNOWN, "free_unknown", "frees of blocks that are in no book", false},
 	{bpf.CurrentCounterCOUNT_DIED_IN_REALLOC, "died_in_realloc", "threads that ended inside realloc; their blocks were put back", false},
 	{bpf.CurrentCounterCOUNT_MAP_GAP, "map_gap", "mappings or processes not seen: the event buffer was full", true},
 	{bpf.CurrentCounterCOUNT_READ_FAULT, "read_fault", "blocks not counted: their address could not be read from the target", true},
 	{bpf.CurrentCounterCOUNT_NO_PROC_ROOM, "no_process_room", "processes not traced: too many at one time", true},
+	{bpf.CurrentCounterCOUNT_NOT_FOLLOWED, "not_followed", "calls of operator new near the target's memory limit: no return probe may meet an exception", true},
 	{bpf.CurrentCounterCOUNT_POOL_FULL, "pool_full", "pool blocks not counted: no room", true},
 }
 

@@ -68,7 +68,7 @@ func (t *Tracer) onFork(e *bpf.Event) {
 	}
 	t.members[m.key] = m
 	t.current[pid] = m
-	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 || t.useSessions {
+	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 || t.useSessions || len(parent.sessions) > 0 {
 		// Perhaps nothing was inherited: sessions never are, uprobes only from threads that were there when they were opened.
 		t.tryRefresh(m)
 		return
@@ -90,8 +90,8 @@ func (t *Tracer) onExec(e *bpf.Event) {
 	m := newMember(e.Proc, pid)
 	if old != nil && old.pid == pid {
 		// Probes are of the process, not of its image: what both images map stays probed without a gap.
-		m.calls, m.luas, m.opened = old.calls, old.luas, old.opened
-		old.calls, old.luas, old.opened = nil, nil, map[*probe]bool{}
+		m.calls, m.sessions, m.luas, m.guards, m.opened = old.calls, old.sessions, old.luas, old.guards, old.opened
+		old.calls, old.sessions, old.luas, old.guards, old.opened = nil, nil, nil, nil, map[*probe]bool{}
 		old.execed = old.users == 1 // else its memory lives on
 	}
 	m.identify()
@@ -154,6 +154,7 @@ func (t *Tracer) end(m *member) {
 	}
 	if heir := t.heir(m); heir != nil {
 		heir.luas, m.luas = append(heir.luas, m.luas...), nil
+		heir.guards, m.guards = append(heir.guards, m.guards...), nil
 		if !t.useSessions { // those are not inherited
 			heir.calls, m.calls = append(heir.calls, m.calls...), nil
 		}
@@ -163,7 +164,7 @@ func (t *Tracer) end(m *member) {
 
 // heir is a living member that has inherited the same probes; nil when there is none.
 func (t *Tracer) heir(m *member) *member {
-	if len(m.calls) == 0 && len(m.luas) == 0 {
+	if len(m.calls)+len(m.luas)+len(m.guards) == 0 {
 		return nil
 	}
 	for _, c := range t.current {

@@ -31,12 +31,15 @@ type member struct {
 	brk     uint64
 	// clan is the key of the member whose probes this one inherited, its own when it has probes of its own. The kernel takes
 	// inherited probes out when the first ones are closed, so that those outlive their process as long as there is an heir.
-	clan   uint64
-	users  int             // processes that live in its memory
-	calls  []io.Closer     // probes of allocator functions
-	luas   []io.Closer     // probes of LuaJIT's entries
-	opened map[*probe]bool // of the process: they outlive exec
-	placed map[*probe]bool // whose places in this image are noted
+	clan  uint64
+	users int         // processes that live in its memory
+	calls []io.Closer // probes of allocator functions
+	luas  []io.Closer // probes of LuaJIT's entries
+	// sessions are those of functions that an exception may leave, where no other probe can be theirs.
+	sessions []io.Closer
+	guards   []io.Closer     // probes of unwinders; the last to go
+	opened   map[*probe]bool // of the process: they outlive exec
+	placed   map[*probe]bool // whose places in this image are noted
 	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
 	objects    map[*profile.Mapping]*object
 	allocators []codeRange
@@ -214,12 +217,12 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 		return fmt.Errorf("look for allocators in process %d: %w", m.pid, err)
 	}
 	m.inForce = plan.InForce
+	errs := []error{t.guardExceptions(m, &plan)}
 	m.notes(t, plan)
-	var errs []error
 	var fresh []*probe
 	for _, a := range plan.Probes {
 		o := t.files.find(a.ID)
-		if len(at[o]) == 0 || forwardsAndThrows(a) {
+		if len(at[o]) == 0 {
 			continue
 		}
 		p, err := t.defineFunction(m, a, o, at[o])
@@ -238,13 +241,6 @@ func (m *member) notes(t *Tracer, plan allocator.Plan) {
 			t.notes = append(t.notes, note)
 		}
 	}
-}
-
-// forwardsAndThrows picks out operator new of programs that bring their C library along. It calls the malloc beside it,
-// which is probed; and an exception that leaves a function with a return probe ends the program, as the C++ unwinder does
-// not know the kernel's trampoline.
-func forwardsAndThrows(a allocator.Probe) bool {
-	return a.Family == allocator.FamilyGlibc && (a.Name == "_Znwm" || a.Name == "_Znam")
 }
 
 // defineFunction makes the function a probe and notes where the member has it.
@@ -273,25 +269,40 @@ func (t *Tracer) openProbes(m *member, list []*probe) error {
 	if t.callsShut {
 		return nil
 	}
+	var always, pairs []*probe
+	for _, p := range list {
+		if p.session {
+			always = append(always, p)
+		} else {
+			pairs = append(pairs, p)
+		}
+	}
+	if err := t.openSessions(m, &m.sessions, always); err != nil {
+		return err
+	}
 	if t.useSessions {
-		links, err := t.probes.sessions(list, m.pid)
-		if err != nil {
-			return err
-		}
-		m.calls = append(m.calls, links...)
-		for _, p := range list {
-			m.opened[p] = true
-		}
+		return t.openSessions(m, &m.calls, pairs)
+	}
+	if len(pairs) == 0 {
 		return nil
 	}
-	if len(list) == 0 {
-		return nil
-	}
-	calls, err := t.probes.openAll(list, m.pid)
+	calls, err := t.probes.openAll(pairs, m.pid)
 	if err != nil {
 		return err
 	}
 	m.calls = append(m.calls, calls...)
+	for _, p := range pairs {
+		m.opened[p] = true
+	}
+	return nil
+}
+
+func (t *Tracer) openSessions(m *member, to *[]io.Closer, list []*probe) error {
+	links, err := t.probes.sessions(list, m.pid)
+	if err != nil {
+		return err
+	}
+	*to = append(*to, links...)
 	for _, p := range list {
 		m.opened[p] = true
 	}
@@ -313,21 +324,26 @@ func (t *Tracer) probeLua(m *member, ranges []memory.Range) error {
 			if err != nil {
 				return err
 			}
-			p, err := t.probes.defineLua(o.id, hook.Offset, o.file)
-			if err != nil {
-				return err
+			if err := t.openWatch(m, &m.luas, o, hook.Offset, t.programs.LuaEntered); err != nil {
+				return fmt.Errorf("probe LuaJIT: %w", err)
 			}
-			if m.opened[p] {
-				continue
-			}
-			hooks, err := t.probes.openAll([]*probe{p}, m.pid)
-			if err != nil {
-				return err
-			}
-			m.opened[p] = true
-			m.luas = append(m.luas, hooks...)
 		}
 	}
+	return nil
+}
+
+// openWatch puts a program that does no books into a member, once.
+func (t *Tracer) openWatch(m *member, to *[]io.Closer, o *object, offset uint64, prog *ebpf.Program) error {
+	p, err := t.probes.defineWatch(o.id, offset, o.file, prog)
+	if err != nil || m.opened[p] {
+		return err
+	}
+	hooks, err := t.probes.openAll([]*probe{p}, m.pid)
+	if err != nil {
+		return err
+	}
+	m.opened[p] = true
+	*to = append(*to, hooks...)
 	return nil
 }
 

@@ -74,6 +74,3 @@ func (o Options) withDefaults() Options {
 	}
 	return o
 }
-
-// mayStepDown tells whether probes that skip returns will be wanted.
-func (o Options) mayStepDown() bool { return o.Mode == Sample || o.Mode == Exact && o.MaxOverhead > 0 }

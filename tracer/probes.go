@@ -32,8 +32,10 @@ type probes struct {
 
 	mu    sync.Mutex
 	known map[probeKey]*probe
-	luas  int
-	order []*probe
+	// sessionsForThrowing: functions that an exception may leave are never probed in another way
+	sessionsForThrowing bool
+	watches             int
+	order               []*probe
 }
 
 type probeKey struct {
@@ -48,6 +50,7 @@ type probe struct {
 	entry, ret uint64 // ids of the events; ret 0: none
 	names      []string
 	anchors    []io.Closer
+	session    bool // only ever probed by sessions
 }
 
 var probeSets atomic.Uint32
@@ -76,6 +79,10 @@ func (s *probes) define(a allocator.Probe, file *os.File) (*probe, error) {
 		return nil, fmt.Errorf("probe %s: %w", a.Name, err)
 	}
 	p := &probe{id: uint32(len(s.order)), allocator: a, path: fmt.Sprintf("/proc/self/fd/%d", file.Fd())}
+	if a.Throws() && s.sessionsForThrowing {
+		p.session = true
+		f.Flags |= uint32(bpf.CurrentFuncFlagFUNC_SESSION)
+	}
 	if err := s.programs.Funcs.Put(p.id, f); err != nil {
 		return nil, fmt.Errorf("probe %s: %w", a.Name, err)
 	}
@@ -126,20 +133,21 @@ func (s *probes) sessions(list []*probe, pid int) ([]io.Closer, error) {
 	return links, nil
 }
 
-// defineLua puts the program that learns a thread's LuaJIT VM on one function.
-func (s *probes) defineLua(id allocator.FileID, offset uint64, file *os.File) (*probe, error) {
+// defineWatch puts a program that does no books on an instruction: one that learns a thread's LuaJIT VM, or that helps an
+// unwinder.
+func (s *probes) defineWatch(id allocator.FileID, offset uint64, file *os.File, prog *ebpf.Program) (*probe, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := probeKey{id, offset}
 	if p := s.known[key]; p != nil {
 		return p, nil
 	}
-	s.luas++
+	s.watches++
 	p := &probe{}
 	var err error
-	p.entry, err = s.event(p, fmt.Sprintf("_lua%d", s.luas), fmt.Sprintf("/proc/self/fd/%d", file.Fd()), offset, s.programs.LuaEntered, false)
+	p.entry, err = s.event(p, fmt.Sprintf("_watch%d", s.watches), fmt.Sprintf("/proc/self/fd/%d", file.Fd()), offset, prog, false)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("probe LuaJIT: %w", err), s.remove(p))
+		return nil, errors.Join(err, s.remove(p))
 	}
 	s.known[key] = p
 	return p, nil
@@ -268,6 +276,11 @@ func (s *probes) all() []*probe {
 	return slices.Clone(s.order)
 }
 
+// pairs are the probes that are pairs of entry and return where sessions are not in use.
+func (s *probes) pairs() []*probe {
+	return slices.DeleteFunc(s.all(), func(p *probe) bool { return p.session })
+}
+
 // function is the BPF side's view of a function.
 func (s *probes) function(a allocator.Probe) (bpf.Func, error) {
 	f := a.AtProbe()
@@ -279,6 +292,7 @@ func (s *probes) function(a allocator.Probe) (bpf.Func, error) {
 		allocator.Alloc: bpf.CurrentOpOP_ALLOC, allocator.Realloc: bpf.CurrentOpOP_REALLOC, allocator.Free: bpf.CurrentOpOP_FREE,
 		allocator.PoolCreate: bpf.CurrentOpOP_ALLOC, allocator.PoolAlloc: bpf.CurrentOpOP_POOL_ALLOC,
 		allocator.PoolDestroy: bpf.CurrentOpOP_POOL_DESTROY, allocator.Expand: bpf.CurrentOpOP_EXPAND, allocator.LuaAlloc: bpf.CurrentOpOP_LUA_ALLOC,
+		allocator.Wrap: bpf.CurrentOpOP_WRAP,
 	}[f.Op]
 	if !ok {
 		return bpf.Func{}, fmt.Errorf("operation %v is not supported", f.Op)
@@ -293,7 +307,7 @@ func (s *probes) function(a allocator.Probe) (bpf.Func, error) {
 		allocator.ZeroSizeFrees: bpf.CurrentFuncFlagFUNC_ZERO_FREES, allocator.FreesOnFailure: bpf.CurrentFuncFlagFUNC_FAIL_FREES,
 		allocator.StatusZero: bpf.CurrentFuncFlagFUNC_STATUS, allocator.StatusNonZero: bpf.CurrentFuncFlagFUNC_TRUTH,
 		allocator.IntSize: bpf.CurrentFuncFlagFUNC_INT_SIZE, allocator.PtrIsOut: bpf.CurrentFuncFlagFUNC_PTR_IS_OUT,
-		allocator.ExpandReturnsSize: bpf.CurrentFuncFlagFUNC_REAL_SIZE,
+		allocator.ExpandReturnsSize: bpf.CurrentFuncFlagFUNC_REAL_SIZE, allocator.MayThrow: bpf.CurrentFuncFlagFUNC_THROWS,
 	} {
 		if f.Flags&flag != 0 {
 			b.Flags |= uint32(bit)

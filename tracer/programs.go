@@ -46,7 +46,7 @@ func loadPrograms(o Options) (*programs, error) {
 		return nil, err
 	}
 	// Each program that unwinds costs the verifier time: what is not attached is not loaded.
-	p.haveSession = current && p.haveCookie && o.Mode != Growth && o.mayStepDown() && kernel.HaveUprobeSession() == nil
+	p.haveSession = current && p.haveCookie && o.Mode != Growth && kernel.HaveUprobeSession() == nil
 	if !p.haveSession {
 		delete(spec.Programs, "call_session")
 	}
@@ -137,7 +137,7 @@ func (p *programs) take(c *ebpf.Collection) error {
 	}
 	for name, to := range map[string]**ebpf.Variable{
 		"gate": &p.Gate, "calls_shut": &p.CallsShut, "sessions": &p.Sessions,
-		"sampling": &p.Sampling, "sample_prob": &p.SampleProb,
+		"always_granted": &p.AlwaysGranted, "max_maps": &p.MaxMaps, "sampling": &p.Sampling, "sample_prob": &p.SampleProb,
 	} {
 		*to = c.Variables[name]
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,17 +28,18 @@ import (
 
 // Tracer traces a service: one process or many. Its methods may be called from any goroutine.
 type Tracer struct {
-	options  Options
-	programs *programs
-	tracefs  *tracefs
-	tables   *unwind.Tables
-	files    *files
-	scanner  *allocator.Scanner
-	kinds    *kinds
-	probes   *probes
-	watches  []io.Closer // of system calls and process events
-	readers  *readers
-	guard    *guard
+	options    Options
+	programs   *programs
+	tracefs    *tracefs
+	tables     *unwind.Tables
+	files      *files
+	scanner    *allocator.Scanner
+	kinds      *kinds
+	probes     *probes
+	watches    []io.Closer // of system calls and process events
+	readers    *readers
+	guard      *guard
+	exceptions *exceptions
 
 	mu       sync.Mutex
 	members  map[uint64]*member // by key, all that ever were
@@ -71,7 +73,7 @@ func New(o Options) (*Tracer, error) {
 	o = o.withDefaults()
 	t := &Tracer{
 		options: o, kinds: newKinds(),
-		files: newFiles(),
+		files: newFiles(), exceptions: newExceptions(),
 		scanner: &allocator.Scanner{
 			Rules: allocator.Rules{LongNops: kernel.EmulatesLongNops(), RAX: true}, Definitions: o.Definitions,
 		},
@@ -243,12 +245,17 @@ func (t *Tracer) detach() error {
 	t.mu.Lock()
 	all := t.watches
 	t.watches = nil
+	var guards []io.Closer
 	for _, m := range t.members {
+		guards = append(guards, m.guards...)
+		m.guards = nil
 		all = append(all, m.takeProbes()...)
 	}
 	t.mu.Unlock()
 	errs := []error{closeAll(all)}
 	t.closing.Wait()
+	// Calls that are under way return through the trampoline for a moment longer, by an exception too.
+	errs = append(errs, closeAll(guards))
 	if t.probes != nil {
 		errs = append(errs, t.probes.Close())
 	}
@@ -257,8 +264,8 @@ func (t *Tracer) detach() error {
 
 // takeProbes hands over the probes of a member to somebody who closes them.
 func (m *member) takeProbes() []io.Closer {
-	all := append(m.calls, m.luas...)
-	m.calls, m.luas = nil, nil
+	all := slices.Concat(m.calls, m.sessions, m.luas, m.guards)
+	m.calls, m.sessions, m.luas, m.guards = nil, nil, nil, nil
 	return all
 }
 
@@ -296,6 +303,7 @@ func (t *Tracer) Close() error {
 	if t.programs != nil {
 		errs = append(errs, t.programs.Close())
 	}
+	errs = append(errs, t.exceptions.Close())
 	return errors.Join(append(errs, t.files.Close())...)
 }
 

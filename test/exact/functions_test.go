@@ -30,9 +30,6 @@ func TestOperatorNewAndDelete(t *testing.T) {
 		t.Run(a.name, func(t *testing.T) {
 			var args []string
 			if !a.throws() {
-				// Debian's mimalloc aborts, it is built as C. Elsewhere operator new has a return probe of its own,
-				// and an exception that passes one ends the target: the kernel put its own return address there,
-				// which no unwinder of C++ knows.
 				args = []string{"no-throw"}
 			}
 			p := a.start(t, a.compile(t, "cxx.cc"), args...)

@@ -109,6 +109,8 @@ func successOf(f Function) string {
 		return "result 0"
 	case f.Flags&ExpandReturnsSize != 0:
 		return "result >= size"
+	case f.Flags&MayThrow != 0:
+		return "no exception"
 	case f.Flags&FreesOnFailure != 0:
 		return "result not NULL; else the block is freed"
 	}

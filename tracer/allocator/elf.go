@@ -21,6 +21,7 @@ const (
 	maxRelocations = 4 << 20
 	maxFunction    = 1 << 20
 	maxMatches     = 4096
+	maxUnwinders   = 32
 	maxSegments    = 64       // executable ones; linkers make one or two
 	maxMini        = 64 << 20 // bytes of unpacked .gnu_debugdata
 	maxText        = 4 << 30  // bytes of code looked through for jumps
@@ -46,8 +47,27 @@ type File struct {
 	Found []Found
 	// Skipped are functions of the table that are defined here and need no probe.
 	Skipped []Skipped
+	// Unwinders are where exceptions of C++ and the like begin to unwind stacks, and where they end.
+	Unwinders []Unwinder
+	// Exceptions is whether its code handles exceptions; C libraries, which only clean up, do not count.
+	Exceptions bool
 	// Notes say what cannot be seen in this file, for a person.
 	Notes []string
+}
+
+// Unwinder is a function that starts to unwind a stack (Caught false) or that every exception passes once it was caught.
+// An exception that leaves a function with a return probe ends the program, unless probes on both sorts put true return
+// addresses back.
+type Unwinder struct {
+	Name   string
+	Offset uint64 // in the file
+	Caught bool
+}
+
+// unwinders are the unwinders' names, and whether the exception is caught by then.
+var unwinders = map[string]bool{
+	"_Unwind_RaiseException": false, "_Unwind_Resume_or_Rethrow": false, "_Unwind_Resume": false, "_Unwind_ForcedUnwind": false,
+	"__cxa_begin_catch": true,
 }
 
 // Found is one function of the table in one file.
@@ -121,6 +141,7 @@ func Scan(r io.ReaderAt, options *Options) (file *File, err error) {
 	s.readDynamic()
 	s.collect()
 	s.resolve()
+	s.file.Exceptions = ef.Section(".gcc_except_table") != nil && (s.file.Static || !isC(s.file.Family))
 	s.place()
 	return s.file, nil
 }
@@ -151,6 +172,8 @@ type hints struct {
 	mimalloc, tcmalloc, luaJIT, goRuntime bool
 	luaMakers                             []symbol // functions that make a Lua state
 }
+
+func isC(f Family) bool { return f == FamilyGlibc || f == FamilyMusl }
 
 func (s *scanner) note(format string, args ...any) {
 	s.file.Notes = append(s.file.Notes, fmt.Sprintf(format, args...))
@@ -196,6 +219,7 @@ func (s *scanner) collect() {
 			s.marks[prefix]++
 		}
 		s.hint(name, sym)
+		s.addUnwinder(name, sym)
 		if wanted[string(name)] && len(s.matches) < maxMatches {
 			sym.name = string(name)
 			s.matches = append(s.matches, sym)
@@ -218,6 +242,18 @@ func (s *scanner) collect() {
 			}
 		}
 	})
+}
+
+func (s *scanner) addUnwinder(name []byte, sym symbol) {
+	caught, ok := unwinders[string(name)]
+	segment := s.executable(sym.address)
+	if !ok || segment == nil || len(s.file.Unwinders) >= maxUnwinders {
+		return
+	}
+	u := Unwinder{Name: string(name), Offset: sym.address - segment.Vaddr + segment.Off, Caught: caught}
+	if !slices.Contains(s.file.Unwinders, u) {
+		s.file.Unwinders = append(s.file.Unwinders, u)
+	}
 }
 
 func (s *scanner) plainNames() map[string]bool {

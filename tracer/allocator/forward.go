@@ -18,6 +18,7 @@ var harmless = map[string]bool{
 	"__cxa_end_catch": true, "__cxa_rethrow": true, "__cxa_free_exception": true, "_Unwind_Resume": true,
 	"__stack_chk_fail": true, "abort": true, "__errno_location": true, "_ZSt17__throw_bad_allocv": true,
 	"_ZSt9terminatev": true, "__cxa_call_unexpected": true, "__cxa_call_terminate": true,
+	"__popcountdi2": true,
 }
 
 // forwards reports why a function needs no probe: all it does is to call another function of the table, which is
@@ -31,6 +32,10 @@ func (s *scanner) forwards(f *Found, here map[uint64]*Found) string {
 	if !w.run() || w.target == "" {
 		return ""
 	}
+	if w.wraps {
+		f.Op = Wrap
+		return ""
+	}
 	return "forwards every call to " + w.target
 }
 
@@ -41,6 +46,7 @@ type walk struct {
 	seen    map[uint64]bool
 	todo    []uint64
 	target  string
+	wraps   bool // it rounds the size up on its way to target
 	// exception: the straight line has made an exception object, which it may fill in.
 	exception bool
 }
@@ -152,11 +158,11 @@ func (w *walk) reachName(name string, call bool) bool {
 		return true
 	}
 	target, ok := w.tableFunction(name)
-	// An aligned operator new may round the size up on its way to aligned_alloc; as an entry of its own it tells the
-	// size that was asked for.
-	if !ok || w.from.Op != target.Op || (call && alignedNew(w.from.Name) && !alignedNew(name)) {
+	if !ok || w.from.Op != target.Op && target.Op != Wrap {
 		return false
 	}
+	// An aligned operator new may do so on its way to aligned_alloc.
+	w.wraps = w.wraps || call && alignedNew(w.from.Name) && !alignedNew(name)
 	if w.target != "" && w.target != name {
 		return false
 	}

@@ -35,11 +35,15 @@ const (
 	PoolAlloc
 	// PoolDestroy ends every block of the pool, argument Pool, at entry.
 	PoolDestroy
+	// Wrap passes on to another function of the table, which is probed, and rounds the size up on its way: the block that
+	// one makes has Size bytes. Only the entry is probed.
+	Wrap
 )
 
 var opNames = [...]string{
 	Alloc: "alloc", Realloc: "realloc", Free: "free", Expand: "expand", LuaAlloc: "lua_alloc",
 	PoolCreate: "pool_create", PoolAlloc: "pool_alloc", PoolDestroy: "pool_destroy",
+	Wrap: "wrap",
 }
 
 func (o Op) String() string {
@@ -52,7 +56,7 @@ func (o Op) String() string {
 // NeedsReturn reports whether the books need the call's result.
 func (o Op) NeedsReturn() bool {
 	switch o {
-	case Free, PoolDestroy:
+	case Free, PoolDestroy, Wrap:
 		return false
 	}
 	return true
@@ -78,10 +82,14 @@ const (
 	PtrIsOut
 	// StatusNonZero: the return value is a truth value and *Out holds the address on non-zero.
 	StatusNonZero
+	// MayThrow: a C++ exception may leave the function (operator new that finds no memory). A return probe on it needs
+	// the help of probes on the unwinder; see Unwinder.
+	MayThrow
 )
 
 var flagNames = []string{
 	"zero_size_frees", "frees_on_failure", "status_zero", "int_size", "expand_returns_size", "ptr_is_out", "status_nonzero",
+	"may_throw",
 }
 
 func (f Flags) String() string {

@@ -178,10 +178,12 @@ func (s *scanner) add(byAddress map[uint64]*Found, sym symbol, function Function
 		return
 	}
 	alias := function.Name
+	throws := (known.Flags | function.Flags) & MayThrow
 	if better(function, known.Function) {
 		alias = known.Name
 		known.Function, known.Family, known.Version = function, family, sym.version
 	}
+	known.Flags |= throws
 	if !slices.Contains(known.Aliases, alias) {
 		known.Aliases = append(known.Aliases, alias)
 		slices.Sort(known.Aliases)

@@ -258,6 +258,7 @@ func TestSelectProbesEachFileOnceAndNamesWhatIsInForce(t *testing.T) {
 		{ID: FileID{1, 3}, Path: "/lib/libc.so.6", File: libc},
 		{ID: FileID{1, 3}, Path: "/lib/libc.so.6", File: libc},
 		{ID: FileID{1, 4}, Path: "/lib/libjemalloc.so.2", File: je},
+		{ID: FileID{1, 7}, Path: "/lib/libgcc_s.so.1", File: scanFile(t, libs+"libgcc_s.so.1", nil)},
 		{ID: FileID{1, 5}, Path: "/lib64/ld-linux-x86-64.so.2", File: loader},
 		{ID: FileID{1, 6}, Path: "/lib/broken.so", Err: os.ErrPermission},
 	})
@@ -269,6 +270,70 @@ func TestSelectProbesEachFileOnceAndNamesWhatIsInForce(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"/lib/broken.so: not looked into: permission denied"}, plan.Notes); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestFunctionsThatThrowNeedTheUnwinder(t *testing.T) {
+	allocating := Found{Function: Function{Name: "malloc", Op: Alloc, Size: 1}}
+	throwing := Found{Function: Function{Name: "_Znwm", Op: Alloc, Size: 1, Flags: MayThrow}}
+	wrapping := Found{Function: Function{Name: "_ZnwmSt11align_val_t", Op: Wrap, Size: 1, Flags: MayThrow}}
+	unwinder := Unwinder{Name: "_Unwind_RaiseException", Offset: 0x1000}
+	caught := Unwinder{Name: "__cxa_begin_catch", Offset: 0x2000, Caught: true}
+	for _, tt := range []struct {
+		name            string
+		found           []Found
+		exceptions      bool
+		unwinders       []Unwinder
+		probes, watched int
+		notes           int
+	}{
+		{"with the unwinder both are probed", []Found{allocating, throwing}, true, []Unwinder{unwinder, caught}, 2, 2, 0},
+		{"without it the one that may throw is left alone, and that is said", []Found{allocating, throwing}, true, []Unwinder{caught}, 1, 0, 1},
+		{"where nothing can throw all are probed", []Found{allocating, throwing}, false, nil, 2, 0, 0},
+		{"where none may throw the unwinder is left alone", []Found{allocating}, true, []Unwinder{unwinder, caught}, 1, 0, 0},
+		{"only return probes are in an exception's way", []Found{wrapping}, true, nil, 1, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			plan := Select([]MappedFile{{ID: FileID{1, 2}, Path: "/bin/prog", File: &File{
+				Executable: true, Found: tt.found, Exceptions: tt.exceptions, Unwinders: tt.unwinders,
+			}}})
+			if len(plan.Probes) != tt.probes || len(plan.Unwinders) != tt.watched || len(plan.Notes) != tt.notes {
+				t.Errorf("%d probes, %d unwinders, notes %q; want %d, %d and %d notes",
+					len(plan.Probes), len(plan.Unwinders), plan.Notes, tt.probes, tt.watched, tt.notes)
+			}
+		})
+	}
+}
+
+func TestUnwindersOfDebian(t *testing.T) {
+	for path, want := range map[string][]string{
+		libs + "libgcc_s.so.1":    {"_Unwind_ForcedUnwind", "_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Resume_or_Rethrow"},
+		libs + "libstdc++.so.6":   {"__cxa_begin_catch"},
+		libs + "libjemalloc.so.2": nil,
+	} {
+		var got []string
+		for _, u := range scanFile(t, path, nil).Unwinders {
+			got = append(got, u.Name)
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", path, diff)
+		}
+	}
+}
+
+func TestOperatorNewThatRoundsTheSizeIsAWrap(t *testing.T) {
+	f := scanFile(t, libs+"libstdc++.so.6", nil)
+	if got := find(t, f, "_ZnwmSt11align_val_t"); got.Op != Wrap {
+		t.Errorf("libstdc++'s aligned operator new is %v, want wrap", got.Op)
+	}
+	for _, name := range []string{"_ZnamSt11align_val_t", "_ZnwmSt11align_val_tRKSt9nothrow_t"} {
+		if !slices.ContainsFunc(f.Skipped, func(s Skipped) bool { return s.Name == name }) {
+			t.Errorf("%s forwards to it and should be skipped", name)
+		}
+	}
+	if got := find(t, scanFile(t, libs+"libjemalloc.so.2", nil), "_ZnwmSt11align_val_t"); got.Op != Alloc {
+		t.Errorf("jemalloc's aligned operator new is %v, want alloc", got.Op)
 	}
 }
 

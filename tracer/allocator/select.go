@@ -47,6 +47,15 @@ type Plan struct {
 	Probes  []Probe
 	Skipped []SkippedProbe
 	Notes   []string
+	// Unwinders have to be probed before any probe of a function that MayThrow; empty when there is none of those.
+	Unwinders []UnwinderProbe
+}
+
+// UnwinderProbe is an unwinder in a file of the process.
+type UnwinderProbe struct {
+	ID   FileID
+	Path string
+	Unwinder
 }
 
 // Select decides what to probe, given the files mapped into a process, the executable first. All real allocators are
@@ -68,6 +77,7 @@ func Select(files []MappedFile) Plan {
 		}
 		plan.add(m)
 	}
+	plan.guardExceptions(files)
 	plan.InForce = inForce(files)
 	if len(plan.Probes) == 0 {
 		plan.Notes = append(plan.Notes, "no allocator function found in any mapped file: only brk and mmap can be seen")
@@ -88,6 +98,13 @@ func (p *Plan) add(m MappedFile) {
 		p.Skipped = append(p.Skipped, SkippedProbe{m.Path, s})
 	}
 	for _, f := range m.File.Found {
+		if callsMallocBeside(f) {
+			if !alignedNew(f.Name) {
+				skip(f, "calls the malloc beside it, which is probed")
+				continue
+			}
+			f.Op = Wrap
+		}
 		if isLoader(m.File) && f.Family != FamilyDeclared {
 			skip(f, "the loader's own, used before libc is there; nothing of it is ever freed")
 			continue
@@ -100,6 +117,56 @@ func (p *Plan) add(m MappedFile) {
 		p.Probes = append(p.Probes, Probe{ID: m.ID, Path: m.Path, OpenPath: m.OpenPath, BuildID: m.BuildID, Found: f})
 	}
 }
+
+// callsMallocBeside picks out operator new of programs that bring glibc and libstdc++ along. The proof of a forwarder is
+// beyond its loop.
+func callsMallocBeside(f Found) bool {
+	return f.Family == FamilyGlibc && f.Op == Alloc && tableGroup(f.Name) == groupCxx
+}
+
+// guardExceptions looks for the unwinders that functions with return probes need where an exception may leave them.
+// Without them such functions stay unprobed, or the target would end in std::terminate. Where no file has exceptions at
+// all, a function that could throw has nothing to throw with.
+func (p *Plan) guardExceptions(files []MappedFile) {
+	if !slices.ContainsFunc(p.Probes, Probe.Throws) {
+		return
+	}
+	exceptions, found := false, false
+	seen := map[FileID]bool{}
+	for _, m := range files {
+		if m.File == nil || seen[m.ID] {
+			continue
+		}
+		seen[m.ID] = true
+		exceptions = exceptions || m.File.Exceptions
+		for _, u := range m.File.Unwinders {
+			p.Unwinders = append(p.Unwinders, UnwinderProbe{m.ID, m.Path, u})
+			found = found || !u.Caught
+		}
+	}
+	if exceptions && !found {
+		p.WithoutThrowing("the unwinder was not found")
+	}
+}
+
+// WithoutThrowing takes the probes out of functions that an exception may leave.
+func (p *Plan) WithoutThrowing(why string) {
+	p.Unwinders = nil
+	p.Probes = slices.DeleteFunc(p.Probes, func(a Probe) bool {
+		if !a.Throws() {
+			return false
+		}
+		for _, name := range a.Names() {
+			p.Skipped = append(p.Skipped, SkippedProbe{a.Path, Skipped{name, "an exception that leaves a return probe would end the program"}})
+		}
+		p.Notes = append(p.Notes, fmt.Sprintf("%s: %s is not probed and its blocks are not seen: an exception that leaves a return probe "+
+			"would end the program, and %s", a.Path, a.Name, why))
+		return true
+	})
+}
+
+// Throws reports whether an exception may leave the function while its return is probed.
+func (p Probe) Throws() bool { return p.Flags&MayThrow != 0 && p.Op.NeedsReturn() }
 
 // isLoader: glibc's ld.so had a minimal malloc of its own up to 2.33. musl's loader is its libc.
 func isLoader(f *File) bool {

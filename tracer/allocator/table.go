@@ -76,8 +76,8 @@ func buildRows() []row {
 	each(groupJemalloc, release, "dallocx", "sdallocx")
 
 	each(groupTcmalloc, sized, "tc_malloc", "tc_valloc", "tc_pvalloc", "tc_malloc_skip_new_handler",
-		"tc_new", "tc_newarray", "tc_new_nothrow", "tc_newarray_nothrow",
-		"tc_new_aligned", "tc_newarray_aligned", "tc_new_aligned_nothrow", "tc_newarray_aligned_nothrow")
+		"tc_new_nothrow", "tc_newarray_nothrow", "tc_new_aligned_nothrow", "tc_newarray_aligned_nothrow")
+	each(groupTcmalloc, Function{Op: Alloc, Size: 1, Flags: MayThrow}, "tc_new", "tc_newarray", "tc_new_aligned", "tc_newarray_aligned")
 	each(groupTcmalloc, counted, "tc_calloc")
 	each(groupTcmalloc, aligned, "tc_memalign")
 	each(groupTcmalloc, memalign, "tc_posix_memalign")
@@ -98,17 +98,22 @@ func addMimalloc(each func(group, Function, ...string)) {
 	m := func(f Function, names ...string) { each(groupMimalloc, f, names...) }
 	m(Function{Op: Alloc, Size: 1}, "mi_malloc", "mi_malloc_small", "mi_zalloc", "mi_zalloc_small", "mi_valloc", "mi_pvalloc",
 		"mi_malloc_aligned", "mi_malloc_aligned_at", "mi_zalloc_aligned", "mi_zalloc_aligned_at",
-		"mi_new", "mi_new_nothrow", "mi_new_aligned", "mi_new_aligned_nothrow")
-	m(Function{Op: Alloc, Count: 1, Size: 2}, "mi_calloc", "mi_mallocn", "mi_calloc_aligned", "mi_calloc_aligned_at", "mi_new_n")
+		"mi_new_nothrow", "mi_new_aligned_nothrow")
+	m(Function{Op: Alloc, Size: 1, Flags: MayThrow}, "mi_new", "mi_new_aligned")
+	m(Function{Op: Alloc, Count: 1, Size: 2}, "mi_calloc", "mi_mallocn", "mi_calloc_aligned", "mi_calloc_aligned_at")
+	m(Function{Op: Alloc, Count: 1, Size: 2, Flags: MayThrow}, "mi_new_n")
 	m(Function{Op: Alloc, Size: 2}, "mi_memalign", "mi_aligned_alloc", "mi_heap_malloc", "mi_heap_malloc_small", "mi_heap_zalloc",
-		"mi_heap_malloc_aligned", "mi_heap_malloc_aligned_at", "mi_heap_zalloc_aligned", "mi_heap_zalloc_aligned_at", "mi_heap_alloc_new")
-	m(Function{Op: Alloc, Count: 2, Size: 3}, "mi_heap_calloc", "mi_heap_mallocn", "mi_heap_calloc_aligned", "mi_heap_calloc_aligned_at",
-		"mi_heap_alloc_new_n")
+		"mi_heap_malloc_aligned", "mi_heap_malloc_aligned_at", "mi_heap_zalloc_aligned", "mi_heap_zalloc_aligned_at")
+	m(Function{Op: Alloc, Size: 2, Flags: MayThrow}, "mi_heap_alloc_new")
+	m(Function{Op: Alloc, Count: 2, Size: 3}, "mi_heap_calloc", "mi_heap_mallocn", "mi_heap_calloc_aligned", "mi_heap_calloc_aligned_at")
+	m(Function{Op: Alloc, Count: 2, Size: 3, Flags: MayThrow}, "mi_heap_alloc_new_n")
 	m(Function{Op: Alloc, Out: 1, Size: 3, Flags: StatusZero}, "mi_posix_memalign")
 	m(Function{Op: Realloc, Ptr: 1, Size: 2}, "mi_realloc", "mi_rezalloc", "mi_realloc_aligned", "mi_realloc_aligned_at",
-		"mi_rezalloc_aligned", "mi_rezalloc_aligned_at", "mi_new_realloc")
+		"mi_rezalloc_aligned", "mi_rezalloc_aligned_at")
+	m(Function{Op: Realloc, Ptr: 1, Size: 2, Flags: MayThrow}, "mi_new_realloc")
 	m(Function{Op: Realloc, Ptr: 1, Count: 2, Size: 3}, "mi_reallocn", "mi_reallocarray", "mi_recalloc", "mi_recalloc_aligned",
-		"mi_recalloc_aligned_at", "mi_aligned_recalloc", "mi_aligned_offset_recalloc", "mi_new_reallocn")
+		"mi_recalloc_aligned_at", "mi_aligned_recalloc", "mi_aligned_offset_recalloc")
+	m(Function{Op: Realloc, Ptr: 1, Count: 2, Size: 3, Flags: MayThrow}, "mi_new_reallocn")
 	m(Function{Op: Realloc, Ptr: 1, Count: 2, Size: 3, Flags: StatusZero | PtrIsOut}, "mi_reallocarr")
 	m(Function{Op: Realloc, Ptr: 1, Size: 2, Flags: FreesOnFailure}, "mi_reallocf")
 	m(Function{Op: Realloc, Ptr: 2, Size: 3}, "mi_heap_realloc", "mi_heap_rezalloc", "mi_heap_realloc_aligned",
@@ -122,8 +127,9 @@ func addMimalloc(each func(group, Function, ...string)) {
 
 func addCxx(each func(group, Function, ...string)) {
 	const aligned, nothrow = "St11align_val_t", "RKSt9nothrow_t"
-	for _, form := range []string{"", nothrow, aligned, aligned + nothrow} {
-		each(groupCxx, Function{Op: Alloc, Size: 1}, "_Znwm"+form, "_Znam"+form)
+	for _, form := range []string{"", aligned} {
+		each(groupCxx, Function{Op: Alloc, Size: 1, Flags: MayThrow}, "_Znwm"+form, "_Znam"+form)
+		each(groupCxx, Function{Op: Alloc, Size: 1}, "_Znwm"+form+nothrow, "_Znam"+form+nothrow)
 	}
 	for _, form := range []string{"v", "vm", "v" + aligned, "vm" + aligned, "v" + nothrow, "v" + aligned + nothrow} {
 		each(groupCxx, Function{Op: Free, Ptr: 1}, "_ZdlP"+form, "_ZdaP"+form)

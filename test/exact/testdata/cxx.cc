@@ -26,7 +26,7 @@ NEW_SITE(after_throw, operator new(size))
 
 static volatile size_t too_much = PTRDIFF_MAX;
 
-// Never returns to its return probe: the exception unwinds past it. The exception object is a block as well, which the
+// The exception unwinds past the return probe that jemalloc's and tcmalloc's operator new have. The exception object is a block as well, which the
 // C++ library allocates and frees.
 static void new_throws()
 {
@@ -53,18 +53,18 @@ int main(int argc, char **)
 		gone(&b);                                 \
 		end;                                      \
 	}
-	// Each delete form once with a new of its kind. Sizes are multiples of 64 where the allocator may round.
+	// Each delete form once with a new of its kind. C++ libraries round sizes up to the alignment on their way to malloc.
 	FREED(site_new_plain(1009), 23, 7, operator delete(p))
 	FREED(site_new_plain(1013), 19, 5, operator delete(p, (size_t)1013))
 	FREED(site_new_array(1019), 17, 3, operator delete[](p))
 	FREED(site_new_array(1021), 13, 2, operator delete[](p, (size_t)1021))
 	FREED(site_new_nothrow(1031), 11, 4, operator delete(p, nothrow))
 	FREED(site_new_array_nothrow(1033), 29, 9, operator delete[](p, nothrow))
-	FREED(site_new_aligned(1088), 31, 8, operator delete(p, align_val_t(64)))
-	FREED(site_new_aligned(1152), 37, 6, operator delete(p, (size_t)1152, align_val_t(64)))
-	FREED(site_new_array_aligned(1216), 41, 10, operator delete[](p, align_val_t(64)))
+	FREED(site_new_aligned(1091), 31, 8, operator delete(p, align_val_t(64)))
+	FREED(site_new_aligned(1153), 37, 6, operator delete(p, (size_t)1153, align_val_t(64)))
+	FREED(site_new_array_aligned(1217), 41, 10, operator delete[](p, align_val_t(64)))
 	FREED(site_new_array_aligned(1280), 43, 12, operator delete[](p, (size_t)1280, align_val_t(64)))
-	FREED(site_new_aligned_nothrow(1344), 47, 14, operator delete(p, align_val_t(64), nothrow))
+	FREED(site_new_aligned_nothrow(1361), 47, 14, operator delete(p, align_val_t(64), nothrow))
 	FREED(site_new_array_aligned_nothrow(1408), 53, 15, operator delete[](p, align_val_t(64), nothrow))
 	for (int i = 0; i < 13; i++) {
 		if (argc == 1)
