@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/ulikunitz/xz"
 )
@@ -51,6 +52,8 @@ type File struct {
 	Unwinders []Unwinder
 	// Exceptions is whether its code handles exceptions; C libraries, which only clean up, do not count.
 	Exceptions bool
+	// OwnRuntime is whether it handles exceptions and asks no other file for an unwinder: then it brings one along.
+	OwnRuntime bool
 	// Notes say what cannot be seen in this file, for a person.
 	Notes []string
 }
@@ -142,6 +145,7 @@ func Scan(r io.ReaderAt, options *Options) (file *File, err error) {
 	s.collect()
 	s.resolve()
 	s.file.Exceptions = ef.Section(".gcc_except_table") != nil && (s.file.Static || !isC(s.file.Family))
+	s.file.OwnRuntime = s.file.Exceptions && !s.asksForUnwinder()
 	s.place()
 	return s.file, nil
 }
@@ -171,6 +175,17 @@ type scanner struct {
 type hints struct {
 	mimalloc, tcmalloc, luaJIT, goRuntime bool
 	luaMakers                             []symbol // functions that make a Lua state
+}
+
+// asksForUnwinder: landing pads end in _Unwind_Resume, and what throws calls the runtime.
+func (s *scanner) asksForUnwinder() bool {
+	imported, err := s.elf.ImportedSymbols()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(imported, func(sym elf.ImportedSymbol) bool {
+		return strings.HasPrefix(sym.Name, "_Unwind_") || strings.HasPrefix(sym.Name, "__cxa_throw")
+	})
 }
 
 func isC(f Family) bool { return f == FamilyGlibc || f == FamilyMusl }

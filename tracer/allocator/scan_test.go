@@ -305,6 +305,39 @@ func TestFunctionsThatThrowNeedTheUnwinder(t *testing.T) {
 	}
 }
 
+func TestRuntimeWithinAFileWithoutSymbolsIsNoOtherFiles(t *testing.T) {
+	throwing := Found{Function: Function{Name: "_Znwm", Op: Alloc, Size: 1, Flags: MayThrow}}
+	library := MappedFile{ID: FileID{1, 3}, Path: "/lib/libgcc_s.so.1", File: &File{
+		Unwinders: []Unwinder{{Name: "_Unwind_RaiseException", Offset: 0x1000}},
+	}}
+	for _, tt := range []struct {
+		name            string
+		own             bool
+		probes, watched int
+	}{
+		{"a program that asks the library is probed", false, 1, 1},
+		{"one that has a hidden runtime is left alone", true, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			plan := Select([]MappedFile{
+				{ID: FileID{1, 2}, Path: "/bin/prog", File: &File{Executable: true, Found: []Found{throwing}, Exceptions: true, OwnRuntime: tt.own}},
+				library,
+			})
+			if len(plan.Probes) != tt.probes || len(plan.Unwinders) != tt.watched {
+				t.Errorf("%d probes, %d unwinders, notes %q; want %d and %d", len(plan.Probes), len(plan.Unwinders), plan.Notes, tt.probes, tt.watched)
+			}
+		})
+	}
+}
+
+func TestLibrariesOfDebianBringNoRuntimeAlong(t *testing.T) {
+	for _, name := range []string{"libjemalloc.so.2", "libtcmalloc.so.4", "libtcmalloc_minimal.so.4"} {
+		if scanFile(t, libs+name, nil).OwnRuntime {
+			t.Errorf("%s asks libgcc_s for its unwinder, and is said to have one of its own", name)
+		}
+	}
+}
+
 func TestUnwindersOfDebian(t *testing.T) {
 	for path, want := range map[string][]string{
 		libs + "libgcc_s.so.1":    {"_Unwind_ForcedUnwind", "_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Resume_or_Rethrow"},

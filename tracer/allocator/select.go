@@ -146,14 +146,30 @@ func (p *Plan) guardExceptions(files []MappedFile) {
 	}
 	if exceptions && !found {
 		p.WithoutThrowing("the unwinder was not found")
+		return
+	}
+	for _, m := range files {
+		// A runtime within, without symbols: the unwinders of other files are not its own.
+		if m.File != nil && m.File.OwnRuntime && !slices.ContainsFunc(m.File.Unwinders, func(u Unwinder) bool { return !u.Caught }) {
+			p.withoutThrowing("the unwinder within this file has no symbol", func(a Probe) bool { return a.ID == m.ID })
+		}
 	}
 }
 
 // WithoutThrowing takes the probes out of functions that an exception may leave.
 func (p *Plan) WithoutThrowing(why string) {
-	p.Unwinders = nil
+	p.withoutThrowing(why, func(Probe) bool { return true })
+}
+
+// withoutThrowing does so with some of them. Without any that is left the unwinders are left alone too.
+func (p *Plan) withoutThrowing(why string, match func(Probe) bool) {
+	defer func() {
+		if !slices.ContainsFunc(p.Probes, Probe.Throws) {
+			p.Unwinders = nil
+		}
+	}()
 	p.Probes = slices.DeleteFunc(p.Probes, func(a Probe) bool {
-		if !a.Throws() {
+		if !a.Throws() || !match(a) {
 			return false
 		}
 		for _, name := range a.Names() {
