@@ -192,6 +192,7 @@ func (d *decoder) begin(records []*record) {
 			d.s.SampleBytes = max(d.s.SampleBytes, r.SampleBytes)
 			d.s.LossStated = d.s.LossStated || r.LossLimitExceeded
 			d.s.Losses = append(d.s.Losses, r.Losses...)
+			d.s.Notes = append(d.s.Notes, r.Notes...)
 		}
 	}
 	d.processes = map[int]*Process{}

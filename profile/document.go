@@ -65,6 +65,7 @@ type documentHead struct {
 	Processes         []processJSON `json:"processes"`
 	Losses            []Counter     `json:"losses"`
 	LossLimitExceeded bool          `json:"loss_limit_exceeded"`
+	Notes             []string      `json:"notes"`
 	PreAttach         preAttachJSON `json:"pre_attach"`
 	Unwind            []Counter     `json:"unwind"`
 	Probes            []probeJSON   `json:"probes"`
@@ -145,6 +146,7 @@ func headOf(s *Snapshot) documentHead {
 		SampleBytes:       s.SampleBytes,
 		Losses:            orEmpty(s.Losses),
 		LossLimitExceeded: s.LossStated,
+		Notes:             orEmpty(s.Notes),
 		PreAttach:         preAttachJSON(s.PreAttach),
 		Unwind:            orEmpty(s.Unwind),
 		Processes:         convert(s.Processes, processToJSON),
@@ -172,6 +174,7 @@ func (h *documentHead) snapshot() *Snapshot {
 		Mode:    h.Mode, SampleBytes: h.SampleBytes,
 		Losses:     h.Losses,
 		LossStated: h.LossLimitExceeded,
+		Notes:      h.Notes,
 		PreAttach:  PreAttach(h.PreAttach),
 		Unwind:     h.Unwind,
 		Processes:  convert(h.Processes, processFromJSON),

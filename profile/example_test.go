@@ -48,6 +48,7 @@ func exampleSnapshot() *Snapshot {
 			{Kind: KindMmap, PID: 942, Label: "thread stack", Frames: []*Location{run}, Complete: true, AllocObjects: 1, AllocBytes: 8392704},
 		},
 		SampleBytes: 524288, LossStated: true,
+		Notes:     []string{"/usr/lib/libjemalloc.so.2: _Znwm is not probed and its blocks are not seen"},
 		Losses:    []Counter{{"live_map_full", 23, "blocks not followed, use --max-live"}, {"ring_full", 3, ""}},
 		PreAttach: PreAttach{Frees: 1009, Reallocs: 3, ReallocBytes: 4096, Inherited: 2},
 		Unwind:    []Counter{{"complete", 99980, ""}, {"no unwind table", 20, ""}},

@@ -266,6 +266,9 @@ func humanComments(s *Snapshot) []string {
 	for _, c := range s.Losses {
 		put("Lost: %d %s%s", c.Count, c.Name, prefixed(": ", c.Meaning))
 	}
+	for _, note := range s.Notes {
+		put("Note: %s", note)
+	}
 	for _, c := range s.Unwind {
 		put("# stacks ending %s: %d", c.Name, c.Count)
 	}

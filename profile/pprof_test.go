@@ -96,6 +96,7 @@ func drawSnapshot(r *rapid.T) *Snapshot {
 	s.Started = moment.Draw(r, "started")
 	s.Taken = s.Started.Add(time.Duration(count.Draw(r, "duration")))
 	s.Losses, s.Unwind = counter.Draw(r, "losses"), counter.Draw(r, "unwind")
+	s.Notes = rapid.SliceOfN(rapid.String(), 0, 3).Draw(r, "notes")
 	mappings := []*Mapping{{Start: 4096, File: "in no inventory", BuildID: text.Draw(r, "build")}}
 	for range rapid.IntRange(0, 3).Draw(r, "processes") {
 		s.Processes = append(s.Processes, &Process{

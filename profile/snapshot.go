@@ -35,6 +35,8 @@ type Snapshot struct {
 	Losses []Counter
 	// LossStated is true when losses exceed the stated limit (exit code 3).
 	LossStated bool
+	// Notes say what cannot be seen of the targets, for a person.
+	Notes []string
 	// PreAttach counts what happened to blocks allocated before the probes were live.
 	PreAttach PreAttach
 	// Unwind is the histogram of stack end reasons over all events with a stack, by reason name; "complete" is the good one.

@@ -45,7 +45,7 @@ func (p *printer) header(s *Snapshot, opt SummaryOptions) {
 	}
 	p.wrap(0, text(bold, "%s", whoOf(s.Processes)), text(plain, " traced for %s, %s", formatSpan(s.Duration()), counted))
 	p.ended(s.Processes)
-	for _, note := range opt.Notes {
+	for _, note := range slices.Concat(s.Notes, opt.Notes) {
 		p.wrap(2, text(yellow, "%s", note))
 	}
 }

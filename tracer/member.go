@@ -235,9 +235,12 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	return errors.Join(errs...)
 }
 
+// maxNotes bounds what is said of a service of many containers.
+const maxNotes = 32
+
 func (m *member) notes(t *Tracer, plan allocator.Plan) {
 	for _, note := range plan.Notes {
-		if !slices.Contains(t.notes, note) {
+		if len(t.notes) < maxNotes && !slices.Contains(t.notes, note) {
 			t.notes = append(t.notes, note)
 		}
 	}

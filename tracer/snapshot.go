@@ -271,7 +271,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 	}
 	s := &profile.Snapshot{
 		Command: strings.Join(os.Args, " "), Started: t.started, Taken: taken, Mode: t.options.Mode.String(),
-		Probes: t.probed(), Events: slices.Clone(t.events),
+		Probes: t.probed(), Events: slices.Clone(t.events), Notes: slices.Clone(t.notes),
 	}
 	if t.options.Mode == Sample {
 		s.SampleBytes = t.options.SampleBytes
