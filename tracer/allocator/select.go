@@ -80,7 +80,11 @@ func Select(files []MappedFile) Plan {
 	plan.guardExceptions(files)
 	plan.InForce = inForce(files)
 	if len(plan.Probes) == 0 {
-		plan.Notes = append(plan.Notes, "no allocator function found in any mapped file: only brk and mmap can be seen")
+		note := "no allocator function found in any mapped file: only brk and mmap can be seen"
+		if len(files) > 0 {
+			note = files[0].Path + ": " + note
+		}
+		plan.Notes = append(plan.Notes, note)
 	}
 	return plan
 }
