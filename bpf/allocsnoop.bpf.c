@@ -25,8 +25,8 @@
 #define UNWIND_OWN_SCRATCH
 #include "unwind.h"
 #include "thread.h"
-#include "books.h"
 #include "sample.h"
+#include "books.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -93,12 +93,6 @@ struct {
 	__type(key, struct probe_at);
 	__type(value, __u32);
 } func_at SEC(".maps");
-
-/* mappings and processes as they come and go, struct event; sized by user space */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 22);
-} events SEC(".maps");
 
 static __always_inline struct proc *current_proc(void)
 {
@@ -219,9 +213,10 @@ static __always_inline __u64 stack_done(struct proc *p, struct unwind *u, __u32 
 
 	if (n)
 		__sync_fetch_and_add(n, 1);
-	if (r)
-		send_frames(r, u, p->key);
 	ask_for_table(p, u);
+	if (!r)
+		return OTHER_STACK;
+	send_frames(r, u, p->key);
 	return u->hash;
 }
 
@@ -241,7 +236,7 @@ static __always_inline void put_back(struct proc *p, struct call *c)
 {
 	if (!(c->flags & CALL_TOOK_OLD))
 		return;
-	if (!live_put(p->key, c->func.kind, c->addr, &c->old))
+	if (!live_put(p->key, c->func.kind, c->addr, &c->old, false))
 		book_free(p->key, c->func.kind, &c->old);
 }
 
@@ -547,7 +542,7 @@ static __always_inline void add_block(struct proc *p, struct call *c, __u64 addr
 {
 	if (c->flags & CALL_UNSAMPLED)
 		return;
-	if (!live_put(p->key, c->func.kind, addr, &c->new))
+	if (!live_put(p->key, c->func.kind, addr, &c->new, true))
 		return;
 	book_alloc(p->key, c->func.kind, &c->new);
 	if (c->pool)

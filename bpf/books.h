@@ -54,6 +54,15 @@ struct {
 	__uint(max_entries, 1 << 22);
 } frames SEC(".maps");
 
+/* mappings and processes as they come and go, struct event; sized by user space */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} events SEC(".maps");
+
+/* rows that user space keeps for row_other; they are of process 0, and their stack is their number */
+volatile __u32 rows_reserve = 0;
+
 /* An uprobe program may be preempted, so another one can run on this CPU between the load and the store. */
 static __always_inline void count_add(__u32 which, __u64 n)
 {
@@ -104,14 +113,36 @@ static __always_inline struct row *row_get(__u64 proc, __u32 kind, __u64 stack)
 	return bpf_map_lookup_elem(&rows_of_stacks, &k);
 }
 
+/*
+ * row_other is the row of the stacks that find none. There is no room for it
+ * either by then: it takes the place of one that user space has kept for it.
+ */
+static __always_inline struct row *row_other(__u64 proc, __u32 kind)
+{
+	struct row_key k = {.proc = proc, .stack = OTHER_STACK, .kind = kind};
+	struct row *r = bpf_map_lookup_elem(&rows_of_stacks, &k);
+	struct row zero = {};
+	struct row_key spare = {};
+
+	if (r)
+		return r;
+	spare.stack = rows_reserve--;
+	bpf_map_delete_elem(&rows_of_stacks, &spare);
+	bpf_map_update_elem(&rows_of_stacks, &k, &zero, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&rows_of_stacks, &k);
+}
+
 static __always_inline void book_alloc(__u64 proc, __u32 kind, struct block *b)
 {
-	struct row *r = row_get(proc, kind, b->stack);
+	bool other = b->stack == OTHER_STACK;
+	struct row *r = other ? row_other(proc, kind) : row_get(proc, kind, b->stack);
 
 	if (!r) {
-		count(COUNT_ROWS_FULL);
+		count(COUNT_ROWS_LOST);
 		return;
 	}
+	if (other)
+		count(COUNT_ROWS_FULL);
 	__sync_fetch_and_add(&r->alloc_bytes, weighted_bytes(b->size, b->prob));
 	__sync_fetch_and_add(&r->alloc_objects, weight_of(b->prob));
 }
@@ -152,8 +183,55 @@ static __always_inline bool live_since(__u64 proc, __u32 kind, __u64 addr, __u64
 	return v && v->time > time;
 }
 
-/* live_put puts a block in. False when there is no room for it. */
-static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct block *b)
+/* Global functions are verified once, not anew for each call. They take no pointers before 5.12. */
+#ifdef NO_TASK_STORAGE
+#define CHECKED_ONCE static __always_inline
+#else
+#define CHECKED_ONCE __attribute__((noinline))
+#endif
+
+/*
+ * make_room is called when the live map is full. Where that is allowed it asks
+ * user space to thin the map; from then on blocks are sampled, and the few that
+ * are taken meanwhile have a reserve. A fresh block is itself among those that
+ * chance decides about. Returns whether the block is to be put in again.
+ */
+CHECKED_ONCE int make_room(struct block *b, int fresh)
+{
+	struct live_key spare = {};
+	struct event *e;
+
+	if (!b || !may_sample) {
+		count(COUNT_LIVE_FULL);
+		return 0;
+	}
+	sampling = 1;
+	if (!thinning) {
+		thinning = 1;
+		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+		if (e) {
+			__builtin_memset(e, 0, sizeof(*e));
+			e->type = EVENT_LIVE_FULL;
+			e->time = bpf_ktime_get_ns();
+			bpf_ringbuf_submit(e, 0);
+		} else {
+			thinning = 0;
+		}
+	}
+	if (fresh && b->prob == ALWAYS && !retake(b))
+		return 0;
+	/* Two threads may be after the same entry: one of them takes the next. */
+	for (int i = 0; i < 4; i++) {
+		spare.addr = live_reserve--;
+		if (!bpf_map_delete_elem(&live, &spare))
+			return 1;
+	}
+	count(COUNT_LIVE_FULL);
+	return 0;
+}
+
+/* live_put puts a block in, a fresh one or one that had been taken out. False when it is not followed. */
+static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct block *b, bool fresh)
 {
 	struct live_key k = live_key(proc, kind, addr);
 	struct block old;
@@ -170,17 +248,14 @@ static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct 
 	}
 	if (!err)
 		return true;
-	count(COUNT_LIVE_FULL);
-	return false;
+	return make_room(b, fresh) && !bpf_map_update_elem(&live, &k, b, BPF_NOEXIST);
 }
 
 /* Blocks of one pool that its end is followed through; what lies beyond is counted. */
 #ifdef NO_TASK_STORAGE
-#define MAX_POOL  32 /* the step is inlined: global functions take no pointers before 5.12 */
-#define POOL_STEP static __always_inline
+#define MAX_POOL 32 /* the step is inlined */
 #else
-#define MAX_POOL  8192
-#define POOL_STEP __attribute__((noinline))
+#define MAX_POOL 8192
 #endif
 
 struct pool_walk {
@@ -206,7 +281,7 @@ static __always_inline void pool_link(__u64 proc, __u32 kind, __u64 pool, __u64 
  * pool_step frees the block that the walk is at and goes to the next. Global,
  * so that the verifier checks it once, where that can be.
  */
-POOL_STEP int pool_step(struct pool_walk *w)
+CHECKED_ONCE int pool_step(struct pool_walk *w)
 {
 	struct live_key k;
 	struct block *v;

@@ -44,7 +44,8 @@ const (
 	CurrentCounterCOUNT_POOL_FULL               CurrentCounter = 16
 	CurrentCounterCOUNT_RETURNS                 CurrentCounter = 17
 	CurrentCounterCOUNT_NOT_FOLLOWED            CurrentCounter = 18
-	CurrentCounterCOUNT_MAX                     CurrentCounter = 19
+	CurrentCounterCOUNT_ROWS_LOST               CurrentCounter = 19
+	CurrentCounterCOUNT_MAX                     CurrentCounter = 20
 )
 
 type CurrentEvent struct {
@@ -79,6 +80,7 @@ const (
 	CurrentEventTypeEVENT_EXEC       CurrentEventType = 5
 	CurrentEventTypeEVENT_EXIT       CurrentEventType = 6
 	CurrentEventTypeEVENT_UNKNOWN_PC CurrentEventType = 7
+	CurrentEventTypeEVENT_LIVE_FULL  CurrentEventType = 8
 )
 
 type CurrentFunc struct {
@@ -355,11 +357,15 @@ const (
 	CurrentVarExported         = "exported"
 	CurrentVarGate             = "gate"
 	CurrentVarHaveCookie       = "have_cookie"
+	CurrentVarLiveReserve      = "live_reserve"
 	CurrentVarMaxMaps          = "max_maps"
+	CurrentVarMaySample        = "may_sample"
+	CurrentVarRowsReserve      = "rows_reserve"
 	CurrentVarSampleProb       = "sample_prob"
 	CurrentVarSampling         = "sampling"
 	CurrentVarSessions         = "sessions"
 	CurrentVarTellExecs        = "tell_execs"
+	CurrentVarThinning         = "thinning"
 	CurrentVarUnwindFrameType  = "unwind_frame_type"
 	CurrentVarUnwindMarkType   = "unwind_mark_type"
 	CurrentVarUnwindMaxFrames  = "unwind_max_frames"
@@ -459,11 +465,15 @@ type CurrentVariableSpecs struct {
 	Exported        *ebpf.VariableSpec `ebpf:"exported"`
 	Gate            *ebpf.VariableSpec `ebpf:"gate"`
 	HaveCookie      *ebpf.VariableSpec `ebpf:"have_cookie"`
+	LiveReserve     *ebpf.VariableSpec `ebpf:"live_reserve"`
 	MaxMaps         *ebpf.VariableSpec `ebpf:"max_maps"`
+	MaySample       *ebpf.VariableSpec `ebpf:"may_sample"`
+	RowsReserve     *ebpf.VariableSpec `ebpf:"rows_reserve"`
 	SampleProb      *ebpf.VariableSpec `ebpf:"sample_prob"`
 	Sampling        *ebpf.VariableSpec `ebpf:"sampling"`
 	Sessions        *ebpf.VariableSpec `ebpf:"sessions"`
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
+	Thinning        *ebpf.VariableSpec `ebpf:"thinning"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
@@ -548,11 +558,15 @@ type CurrentVariables struct {
 	Exported        *ebpf.Variable `ebpf:"exported"`
 	Gate            *ebpf.Variable `ebpf:"gate"`
 	HaveCookie      *ebpf.Variable `ebpf:"have_cookie"`
+	LiveReserve     *ebpf.Variable `ebpf:"live_reserve"`
 	MaxMaps         *ebpf.Variable `ebpf:"max_maps"`
+	MaySample       *ebpf.Variable `ebpf:"may_sample"`
+	RowsReserve     *ebpf.Variable `ebpf:"rows_reserve"`
 	SampleProb      *ebpf.Variable `ebpf:"sample_prob"`
 	Sampling        *ebpf.Variable `ebpf:"sampling"`
 	Sessions        *ebpf.Variable `ebpf:"sessions"`
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
+	Thinning        *ebpf.Variable `ebpf:"thinning"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`

@@ -215,11 +215,15 @@ const (
 	LegacyVarExported         = "exported"
 	LegacyVarGate             = "gate"
 	LegacyVarHaveCookie       = "have_cookie"
+	LegacyVarLiveReserve      = "live_reserve"
 	LegacyVarMaxMaps          = "max_maps"
+	LegacyVarMaySample        = "may_sample"
+	LegacyVarRowsReserve      = "rows_reserve"
 	LegacyVarSampleProb       = "sample_prob"
 	LegacyVarSampling         = "sampling"
 	LegacyVarSessions         = "sessions"
 	LegacyVarTellExecs        = "tell_execs"
+	LegacyVarThinning         = "thinning"
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
@@ -318,11 +322,15 @@ type LegacyVariableSpecs struct {
 	Exported        *ebpf.VariableSpec `ebpf:"exported"`
 	Gate            *ebpf.VariableSpec `ebpf:"gate"`
 	HaveCookie      *ebpf.VariableSpec `ebpf:"have_cookie"`
+	LiveReserve     *ebpf.VariableSpec `ebpf:"live_reserve"`
 	MaxMaps         *ebpf.VariableSpec `ebpf:"max_maps"`
+	MaySample       *ebpf.VariableSpec `ebpf:"may_sample"`
+	RowsReserve     *ebpf.VariableSpec `ebpf:"rows_reserve"`
 	SampleProb      *ebpf.VariableSpec `ebpf:"sample_prob"`
 	Sampling        *ebpf.VariableSpec `ebpf:"sampling"`
 	Sessions        *ebpf.VariableSpec `ebpf:"sessions"`
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
+	Thinning        *ebpf.VariableSpec `ebpf:"thinning"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
@@ -409,11 +417,15 @@ type LegacyVariables struct {
 	Exported        *ebpf.Variable `ebpf:"exported"`
 	Gate            *ebpf.Variable `ebpf:"gate"`
 	HaveCookie      *ebpf.Variable `ebpf:"have_cookie"`
+	LiveReserve     *ebpf.Variable `ebpf:"live_reserve"`
 	MaxMaps         *ebpf.Variable `ebpf:"max_maps"`
+	MaySample       *ebpf.Variable `ebpf:"may_sample"`
+	RowsReserve     *ebpf.Variable `ebpf:"rows_reserve"`
 	SampleProb      *ebpf.Variable `ebpf:"sample_prob"`
 	Sampling        *ebpf.Variable `ebpf:"sampling"`
 	Sessions        *ebpf.Variable `ebpf:"sessions"`
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
+	Thinning        *ebpf.Variable `ebpf:"thinning"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`

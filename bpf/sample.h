@@ -11,6 +11,12 @@
 volatile __u32 sample_prob[PROB_BUCKETS] = {};
 /* 0: every block is taken, and unknown blocks come from before the trace */
 volatile __u32 sampling = 0;
+/* sampling may be begun here, when the live map is full: sample_prob is filled */
+volatile __u32 may_sample = 0;
+/* entries of the live map that user space keeps for blocks that are sampled while it thins the map */
+volatile __u32 live_reserve = 0;
+/* user space has been asked to thin the live map, and is at it */
+volatile __u32 thinning = 0;
 
 static __always_inline __u32 log2_of(__u64 v)
 {
@@ -69,6 +75,13 @@ static __always_inline __u32 sample(struct thread *t, __u64 size)
 	x ^= x >> 27;
 	t->random = x;
 	return (__u32)(x * 0x2545F4914F6CDD1DULL >> 32) < prob ? prob : 0;
+}
+
+/* retake decides by chance about a block that had been taken for certain. */
+static __always_inline bool retake(struct block *b)
+{
+	b->prob = sample_prob[size_bucket(b->size) & (PROB_BUCKETS - 1)];
+	return b->prob == ALWAYS || bpf_get_prandom_u32() < b->prob;
 }
 
 #endif

@@ -86,6 +86,12 @@ struct live_key {
 
 #define KIND_SHIFT 57
 
+/*
+ * What stands for the stacks that found no row, in each process and kind. Their bytes are in the books, only not told
+ * apart.
+ */
+#define OTHER_STACK (~0ULL)
+
 /* Sampling probability in units of 2^-32; ALWAYS is exactly 1. */
 #define ALWAYS 0xffffffffU
 /* Object counts are kept in units of 2^-WEIGHT_SHIFT, as a weight is 1/p. */
@@ -137,6 +143,7 @@ enum counter {
 	COUNT_POOL_FULL,
 	COUNT_RETURNS,
 	COUNT_NOT_FOLLOWED,
+	COUNT_ROWS_LOST,
 	COUNT_MAX,
 };
 
@@ -150,6 +157,7 @@ enum event_type {
 	EVENT_EXEC,
 	EVENT_EXIT,
 	EVENT_UNKNOWN_PC,
+	EVENT_LIVE_FULL, /* the live map wants to be thinned */
 };
 
 enum event_flag {

@@ -22,7 +22,6 @@ func (t *Tracer) AddBlocks(s *profile.Snapshot) error {
 	held := map[bookKey][]profile.Block{}
 	now := t.nowNS()
 	err := eachEntry(t.programs.Live, func(k *bpf.LiveKey, v *bpf.Block) {
-		const kindShift = 57
 		if age(now, v.Time) < t.options.OlderThan {
 			return
 		}

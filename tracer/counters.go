@@ -18,7 +18,8 @@ type counter struct {
 
 var counters = []counter{
 	{bpf.CurrentCounterCOUNT_LIVE_FULL, "live_full", "blocks not counted: more in use than --max-live", true},
-	{bpf.CurrentCounterCOUNT_ROWS_FULL, "stacks_full", "blocks not counted: more call stacks than --max-stacks", true},
+	{bpf.CurrentCounterCOUNT_ROWS_FULL, "stacks_full", "blocks without their own call stack: more than --max-stacks", true},
+	{bpf.CurrentCounterCOUNT_ROWS_LOST, "stacks_lost", "blocks not counted: no room for their call stack", true},
 	{bpf.CurrentCounterCOUNT_THREAD_LOST, "thread_lost", "calls not counted: no kernel memory for the thread's state", true},
 	{bpf.CurrentCounterCOUNT_PENDING_OVERFLOW, "pending_overflow", "calls nested too deeply to follow", true},
 	{bpf.CurrentCounterCOUNT_PENDING_STALE, "pending_stale", "calls that were left by longjmp, an exception or a thread's end", false},

@@ -33,6 +33,8 @@ func (t *Tracer) onEvent(raw []byte) {
 		if m := t.members[e.Proc]; m != nil && !m.ended {
 			t.tryRefresh(m)
 		}
+	case bpf.CurrentEventTypeEVENT_LIVE_FULL:
+		t.closing.Go(t.thin)
 	default:
 		if m := t.members[e.Proc]; m != nil {
 			t.onMapping(m, &e)

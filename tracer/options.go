@@ -74,3 +74,6 @@ func (o Options) withDefaults() Options {
 	}
 	return o
 }
+
+// mayStepDown tells whether figures may come to be sampled.
+func (o Options) mayStepDown() bool { return o.Mode == Sample || o.Mode == Exact && o.MaxOverhead > 0 }

@@ -79,8 +79,8 @@ func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
 		}
 		return nil
 	}
-	spec.Maps["live"].MaxEntries = o.MaxLive
-	spec.Maps["rows_of_stacks"].MaxEntries = o.MaxStacks
+	spec.Maps["live"].MaxEntries = o.MaxLive + o.liveReserve()
+	spec.Maps["rows_of_stacks"].MaxEntries = o.MaxStacks + rowsReserve
 	spec.Maps["procs"].MaxEntries = 4 * o.MaxProcs
 	spec.Maps["unwind_slots"].MaxEntries = o.MaxProcs
 	spec.Maps["unwind_rows"].MaxEntries = unwind.RowsFor(o.MaxTableMiB << 20)
@@ -138,6 +138,8 @@ func (p *programs) take(c *ebpf.Collection) error {
 	for name, to := range map[string]**ebpf.Variable{
 		"gate": &p.Gate, "calls_shut": &p.CallsShut, "sessions": &p.Sessions,
 		"always_granted": &p.AlwaysGranted, "max_maps": &p.MaxMaps, "sampling": &p.Sampling, "sample_prob": &p.SampleProb,
+		"may_sample": &p.MaySample, "live_reserve": &p.LiveReserve, "rows_reserve": &p.RowsReserve,
+		"thinning": &p.Thinning,
 	} {
 		*to = c.Variables[name]
 	}

@@ -3,17 +3,24 @@ package tracer
 import (
 	"fmt"
 	"math"
+	"math/bits"
 )
 
 const probBuckets = 2048 // PROB_BUCKETS of bpf/types.h
 
 // setSampling gives the BPF side the probability of each size.
 func (t *Tracer) setSampling(o Options) error {
-	if o.Mode != Sample {
+	if !o.mayStepDown() {
 		return nil
 	}
 	if err := t.programs.SampleProb.Set(probabilities(o.SampleBytes)); err != nil {
 		return fmt.Errorf("set sampling probabilities: %w", err)
+	}
+	if err := t.programs.MaySample.Set(uint32(1)); err != nil {
+		return fmt.Errorf("allow sampling: %w", err)
+	}
+	if o.Mode != Sample {
+		return nil
 	}
 	if err := t.programs.Sampling.Set(uint32(1)); err != nil {
 		return fmt.Errorf("switch sampling on: %w", err)
@@ -34,6 +41,15 @@ func probabilities(interval uint64) [probBuckets]uint32 {
 		table[i] = uint32(min(max(math.Round(p*(1<<32)), 1), always))
 	}
 	return table
+}
+
+// bucketOf is size_bucket of bpf/sample.h.
+func bucketOf(size uint64) int {
+	if size < 32 {
+		return int(size)
+	}
+	shift := bits.Len64(size) - 6
+	return (shift+1)<<5 + int(size>>shift&31)
 }
 
 // bucketSize is the least size of a bucket: the inverse of size_bucket in bpf/sample.h.

@@ -6,25 +6,9 @@ import (
 	"testing"
 )
 
-// sizeBucket is size_bucket of bpf/sample.h.
-func sizeBucket(size uint64) int {
-	if size < 32 {
-		return int(size)
-	}
-	shift := bitLength(size) - 6
-	return (shift+1)<<5 + int(size>>shift&31)
-}
-
-func bitLength(v uint64) (n int) {
-	for ; v > 0; v >>= 1 {
-		n++
-	}
-	return n
-}
-
 func TestBucketsHoldTheirSizes(t *testing.T) {
 	for _, size := range []uint64{0, 1, 31, 32, 33, 63, 64, 65, 127, 997, 4096, 4097, 1<<20 - 1, 1 << 20, 1<<40 + 12345} {
-		b := sizeBucket(size)
+		b := bucketOf(size)
 		if low, next := bucketSize(b), bucketSize(b+1); size < low || size >= next {
 			t.Errorf("size %d is in bucket %d, which holds %d to %d", size, b, low, next)
 		}
@@ -38,10 +22,10 @@ func TestProbabilitiesRiseWithSizeAndEndAtOne(t *testing.T) {
 			t.Fatalf("bucket %d has probability %d, below %d of the one before", i, table[i], table[i-1])
 		}
 	}
-	if p := table[sizeBucket(512<<10)]; math.Abs(float64(p)/(1<<32)-(1-1/math.E)) > 0.02 {
+	if p := table[bucketOf(512<<10)]; math.Abs(float64(p)/(1<<32)-(1-1/math.E)) > 0.02 {
 		t.Errorf("a block of the mean interval is taken with %v, want 1-1/e", float64(p)/(1<<32))
 	}
-	if p := table[sizeBucket(64<<20)]; p != always {
+	if p := table[bucketOf(64<<20)]; p != always {
 		t.Errorf("a block of 128 intervals has probability %d, want always", p)
 	}
 }
@@ -69,7 +53,7 @@ func TestSampledFiguresAreUnbiasedAndTheirErrorBarsHold(t *testing.T) {
 				for range tt.n {
 					size := tt.sizes(r)
 					truth += float64(size)
-					prob := table[sizeBucket(size)]
+					prob := table[bucketOf(size)]
 					p := float64(prob) / (1 << 32)
 					if prob != always && r.Uint32() >= prob {
 						continue

@@ -96,15 +96,14 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 	if err := t.readers.flush(); err != nil {
 		return nil, err
 	}
-	books := map[bookKey]*book{}
+	if live {
+		t.thinning.Lock()
+		defer t.thinning.Unlock()
+	}
+	rows := map[bpf.RowKey]bpf.Row{}
 	err := eachEntry(t.programs.RowsOfStacks, func(k *bpf.RowKey, r *bpf.Row) {
-		kind := t.kinds.name(k.Kind)
-		if kind == "" || r.AllocObjects == 0 {
-			return
-		}
-		books[bookKey{stackKey{k.Proc, k.Stack}, kind, ""}] = &book{
-			allocObjects: objects(r.AllocObjects), allocBytes: int64(r.AllocBytes),
-			freeObjects: objects(r.FreeObjects), freeBytes: int64(r.FreeBytes),
+		if r.AllocObjects != 0 {
+			rows[*k] = *r
 		}
 	})
 	if err != nil {
@@ -112,6 +111,18 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	books := map[bookKey]*book{}
+	for k, r := range rows {
+		kind := t.kinds.name(k.Kind)
+		if kind == "" {
+			continue
+		}
+		a := t.adjustments[k]
+		books[bookKey{stackKey{k.Proc, k.Stack}, kind, ""}] = &book{
+			allocObjects: objects(r.AllocObjects + uint64(a.objects)), allocBytes: int64(r.AllocBytes) + a.bytes,
+			freeObjects: objects(r.FreeObjects), freeBytes: int64(r.FreeBytes),
+		}
+	}
 	for _, m := range t.members {
 		t.addRegions(books, m, live)
 	}
@@ -200,7 +211,6 @@ func age(now, then uint64) time.Duration {
 func (t *Tracer) addLive(books map[bookKey]*book) error {
 	now := t.nowNS()
 	err := eachEntry(t.programs.Live, func(k *bpf.LiveKey, v *bpf.Block) {
-		const kindShift = 57
 		b := books[bookKey{stackKey{k.Proc, v.Stack}, t.kinds.name(uint32(k.Addr >> kindShift)), ""}]
 		if b == nil {
 			return
@@ -297,7 +307,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 			continue
 		}
 		st := t.stackOf(m, k, b)
-		if t.stacks[k.stackKey] == nil {
+		if t.stacks[k.stackKey] == nil && k.hash != otherStack {
 			lost++
 		}
 		t.keys[st] = k
@@ -346,6 +356,9 @@ func ages(live []time.Duration, traced uint64) *profile.Ages {
 
 // framesOf makes locations of a stack's addresses; those of one address are shared within a process.
 func (t *Tracer) framesOf(m *member, k stackKey) ([]*profile.Location, bool) {
+	if k.hash == otherStack {
+		return []*profile.Location{{Mark: "[other call stacks: more than --max-stacks]"}}, false
+	}
 	s := t.stacks[k]
 	if s == nil {
 		return []*profile.Location{{Mark: "[stack lost: buffer full]"}}, false
@@ -490,7 +503,10 @@ func (t *Tracer) residentByKind() map[string]uint64 {
 	return sums
 }
 
-const always = math.MaxUint32
+const (
+	always     = math.MaxUint32
+	otherStack = math.MaxUint64 // OTHER_STACK of bpf/types.h
+)
 
 func sum(ns []uint64) (total uint64) {
 	for _, n := range ns {

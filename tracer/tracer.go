@@ -66,6 +66,8 @@ type Tracer struct {
 	shutAt      time.Time
 	closing     sync.WaitGroup
 	budget      budget
+	adjustments map[bpf.RowKey]adjustment
+	thinning    sync.Mutex // held while the live map is thinned; taken before mu
 }
 
 // New loads the programs. Nothing is traced before Add and Start.
@@ -78,8 +80,9 @@ func New(o Options) (*Tracer, error) {
 			Rules: allocator.Rules{LongNops: kernel.EmulatesLongNops(), RAX: true}, Definitions: o.Definitions,
 		},
 		members: map[uint64]*member{}, current: map[int]*member{}, stacks: map[stackKey]*stack{},
-		contents: map[bookKey][]profile.Content{},
-		done:     make(chan struct{}),
+		contents:    map[bookKey][]profile.Content{},
+		adjustments: map[bpf.RowKey]adjustment{},
+		done:        make(chan struct{}),
 	}
 	if err := t.prepare(); err != nil {
 		return nil, errors.Join(err, t.Close())
@@ -114,6 +117,9 @@ func (t *Tracer) prepare() (err error) {
 		}
 	}
 	if err := t.setSampling(t.options); err != nil {
+		return err
+	}
+	if err := t.fillReserves(); err != nil {
 		return err
 	}
 	if t.readers, err = startReaders(t); err != nil {
