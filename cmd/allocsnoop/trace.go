@@ -74,7 +74,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	f.own.addFlags(cmd)
 	s.StringArrayVar(&f.debugDirs, "debug-dir", nil, "`DIR` to look for debug files in, before /usr/lib/debug")
 	s.StringArrayVar(&f.debugURLs, "debuginfod", nil, "`URL` of a debuginfod server (default: DEBUGINFOD_URLS)")
-	s.BoolVar(&f.content, "content", false, "also say what the blocks in use hold at the end, redacted; with\n--until-oom also before a kill, at --at or 70 % and 90 % of the limit")
+	s.BoolVar(&f.content, "content", false, "also say what the blocks in use hold at the end, redacted; with --until-oom also before a kill, at --at or 70 % and 90 % of the limit")
 	s.BoolVar(&f.noRedact, "no-redact", false, "with --content: show the samples as they are")
 	s.BoolVar(&f.blocks, "blocks", false, "keep the addresses of the blocks in use in the profile, for inspect --stack")
 	s.BoolVar(&f.noInlines, "no-inlines", false, "do not name inlined calls")
