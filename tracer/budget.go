@@ -68,7 +68,8 @@ func (t *Tracer) Control() error {
 	if t.options.MaxOverhead == 0 || cpu < leastCPU && cost < leastCPU {
 		return nil
 	}
-	share := float64(cost) / float64(max(cpu, 1))
+	// The traps are part of the target's time: what is measured above it is noise, and a budget of 100 % is no limit.
+	share := min(float64(cost)/float64(max(cpu, 1)), 1)
 	if b.wait {
 		b.wait = false
 		return nil

@@ -64,8 +64,18 @@ type contender struct {
 	attach func(ctx context.Context, dir string, pid int) (detach func() error, err error)
 	// needs is a command or library without which the contender sits out.
 	needs string
+	// settles: the target works for a while before it is measured, as the tool changes its mind about it.
+	settles bool
 	// slow contenders do a hundredth of the work.
 	slow bool
+}
+
+// settling is how long the target works before a contender that settles is measured.
+func (o Options) settling() time.Duration {
+	if o.Slice < 10*time.Millisecond {
+		return 10 * o.Slice
+	}
+	return 2500 * time.Millisecond
 }
 
 const alone = "alone"
@@ -77,13 +87,17 @@ func (o Options) contenders() []contender {
 			return o.attachAllocsnoop(ctx, dir, pid, args...)
 		}}
 	}
+	budgeted := mode("default (5 % budget), after 2.5 s")
+	budgeted.settles = true
 	return []contender{
 		{name: alone},
 		mode("growth", "--mode", "growth"),
-		mode("sample", "--mode", "sample"),
+		// Its own budget would end the sampling within two seconds, and what is measured would be a trace without probes.
+		mode("sample", "--mode", "sample", "--max-overhead", "100%"),
 		mode("exact", "--mode", "exact"),
-		mode("default (5 % budget)"),
+		budgeted,
 		{name: "bpftrace, memleak's job", baseline: alone, attach: attachBpftrace, needs: "bpftrace"},
+		{name: "memleak of bcc", baseline: alone, attach: attachMemleak, needs: "memleak-bpfcc"},
 		{name: "heaptrack, attached", baseline: alone, attach: attachHeaptrack, needs: "heaptrack"},
 		{name: "jemalloc alone", env: []string{"LD_PRELOAD=" + library("libjemalloc.so.2")}, needs: library("libjemalloc.so.2")},
 		{
@@ -148,7 +162,15 @@ func (o Options) attachAllocsnoop(ctx context.Context, dir string, pid int, args
 	if err != nil {
 		return nil, err
 	}
-	return tool.stop, nil
+	return func() error {
+		if err := tool.stop(); err != nil {
+			return err
+		}
+		if slices.Contains(args, "sample") && strings.Contains(tool.output.String(), "probes out") {
+			return errors.New("sampling gave way to growth while it was measured")
+		}
+		return nil
+	}, nil
 }
 
 func (o Options) startAllocsnoop(ctx context.Context, dir string, pid int, args ...string) (*tool, error) {
@@ -196,6 +218,21 @@ func attachBpftrace(ctx context.Context, _ string, pid int) (func() error, error
 		return nil, err
 	}
 	if err := t.await(ctx, func() bool { return strings.Contains(t.output.String(), "ready") }); err != nil {
+		return nil, err
+	}
+	return t.stop, nil
+}
+
+// attachMemleak runs Debian's memleak. It is compiled against the kernel's headers when it starts, and wants tracefs where
+// it looks for it, which may be mounted nowhere. Its first report says that its probes are in.
+func attachMemleak(ctx context.Context, _ string, pid int) (func() error, error) {
+	const script = "mount -t tracefs tracefs /sys/kernel/tracing && exec memleak-bpfcc -p $0 2"
+	t, err := startTool(exec.Command("unshare", "--mount", "sh", "-c", script, strconv.Itoa(pid)))
+	if err != nil {
+		return nil, err
+	}
+	err = t.await(ctx, func() bool { return strings.Contains(t.output.String(), "stacks with outstanding") })
+	if err != nil {
 		return nil, err
 	}
 	return t.stop, nil

@@ -100,3 +100,17 @@ two
 		t.Error(diff)
 	}
 }
+
+func TestModelMultipliesThePriceOfAPair(t *testing.T) {
+	all := []series{
+		{name: "alone", values: []float64{20}},
+		{name: "growth", values: []float64{19}},
+		{name: "exact", values: []float64{2020}},
+	}
+	text := model(all)
+	for _, want := range []string{"| growth | 0 (0 %) |", "| exact | 0.1 (0.16 %) | 1 (1.6 %) | 10 (16 %) |", "64 cores, 500 workers", "at 3.2 cores"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the model has no %q:\n%s", want, text)
+		}
+	}
+}

@@ -89,7 +89,12 @@ func (o Options) measurePair(ctx context.Context, pairs string, c contender, s s
 				return err
 			}
 		}
-		if _, err = t.order("fill %d", fill); err == nil {
+		if _, err = t.order("fill %d", fill); err == nil && c.settles {
+			for until := time.Now().Add(o.settling()); err == nil && time.Now().Before(until); {
+				_, err = t.order("run 10000")
+			}
+		}
+		if err == nil {
 			value, err = t.perPair(o, s.threads)
 		}
 		return errors.Join(err, detach())
@@ -110,10 +115,43 @@ func runPairs(ctx context.Context, o Options) (Section, error) {
 			return o.measurePair(ctx, pairs, c, fiveFrames, 0)
 		})
 		section.Text = "CPU time of the target for one `malloc(64)` and its `free`, in a stack of 7 frames.\n\n" +
-			compareTable(all, "ns a pair", bpftraceName)
+			compareTable(all, "ns a pair", bpftraceName) + model(all)
 		return nil
 	})
 	return section, err
+}
+
+// The host of the paper model.
+const (
+	modelCores   = 64
+	modelWorkers = 500
+)
+
+// model computes from the price of a pair what a large host pays. It is on paper: caches and locks that 64 CPUs share are
+// not in a price that fewer have paid.
+func model(all []series) string {
+	base := find(all, alone)
+	if base == nil {
+		return ""
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "\nOn paper, from these prices: %d cores, %d workers. Cores that the trace of all workers takes, and their share of the"+
+		" host, by the pairs that each worker makes a second. The default steps down where its share of the workers' CPU time"+
+		" passes 5 %%; with all cores busy that is at %.1f cores.\n\n| | 100 | 1,000 | 10,000 |\n|---|---|---|---|\n",
+		modelCores, modelWorkers, 0.05*modelCores)
+	for _, name := range []string{"growth", "sample", "exact"} {
+		s := find(all, name)
+		if s == nil {
+			continue
+		}
+		fmt.Fprintf(&text, "| %s |", name)
+		for _, rate := range []float64{100, 1000, 10_000} {
+			cores := max(median(s.values)-median(base.values), 0) / 1e9 * rate * modelWorkers
+			fmt.Fprintf(&text, " %.2g (%.2g %%) |", cores, 100*cores/modelCores)
+		}
+		text.WriteString("\n")
+	}
+	return text.String()
 }
 
 const bpftraceName = "bpftrace, memleak's job"
@@ -178,9 +216,14 @@ func (o Options) measureService(ctx context.Context, c contender) (served, error
 				return err
 			}
 		}
+		if c.settles {
+			if _, err := s.Run(ctx, scenario.Load{Duration: o.settling(), Concurrency: load.Concurrency}); err != nil {
+				return errors.Join(crash(s, pid, err), detach())
+			}
+		}
 		before, err := cpuTime(pid)
 		if err != nil {
-			return err
+			return errors.Join(err, detach())
 		}
 		load.Requests = o.Requests
 		report, err := s.Run(ctx, load)
