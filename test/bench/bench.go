@@ -70,9 +70,12 @@ type contender struct {
 	slow bool
 }
 
+// smoke tells that nothing is measured, only shown to run.
+func (o Options) smoke() bool { return o.Slice < 10*time.Millisecond }
+
 // settling is how long the target works before a contender that settles is measured.
 func (o Options) settling() time.Duration {
-	if o.Slice < 10*time.Millisecond {
+	if o.smoke() {
 		return 10 * o.Slice
 	}
 	return 2500 * time.Millisecond
