@@ -248,7 +248,12 @@ static __always_inline bool live_put(__u64 proc, __u32 kind, __u64 addr, struct 
 	}
 	if (!err)
 		return true;
-	return make_room(b, fresh) && !bpf_map_update_elem(&live, &k, b, BPF_NOEXIST);
+	if (!make_room(b, fresh))
+		return false;
+	if (!bpf_map_update_elem(&live, &k, b, BPF_NOEXIST))
+		return true;
+	count(COUNT_LIVE_FULL); /* another thread has taken the room */
+	return false;
 }
 
 /* Blocks of one pool that its end is followed through; what lies beyond is counted. */
