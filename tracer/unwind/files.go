@@ -1,7 +1,6 @@
 package unwind
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/allocsnoop/allocsnoop/tracer/rootfs"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,17 +18,14 @@ type source interface {
 	io.Closer
 }
 
-// openArea opens the file behind an area, whatever happened to its path since: the kernel's own link to it first, which
-// also leads into containers, then the path in the target's root.
+// openArea opens the file behind an area, whatever happened to its path since.
 func (t *Tables) openArea(pid int, a area) (source, fileKey, error) {
 	dir := filepath.Join(t.proc, strconv.Itoa(pid))
 	if a.path == "[vdso]" {
 		return readVDSO(filepath.Join(dir, "mem"), a)
 	}
-	f, err := rootfs.OpenLink(filepath.Join(dir, "map_files", fmt.Sprintf("%x-%x", a.start, a.end)))
-	if err != nil && !errors.Is(err, rootfs.ErrNotRegular) {
-		f, err = rootfs.Open(filepath.Join(dir, "root"), strings.TrimSuffix(a.path, " (deleted)"))
-	}
+	path, deleted := strings.CutSuffix(a.path, " (deleted)")
+	f, err := memory.FS{Root: t.proc}.OpenMapped(pid, &memory.Range{Start: a.start, End: a.end, Inode: a.inode, Path: path, Deleted: deleted})
 	if err != nil {
 		return nil, fileKey{}, err
 	}
@@ -37,10 +33,6 @@ func (t *Tables) openArea(pid int, a area) (source, fileKey, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		f.Close()
 		return nil, fileKey{}, fmt.Errorf("stat: %w", err)
-	}
-	if st.Ino != a.inode {
-		f.Close()
-		return nil, fileKey{}, fmt.Errorf("open %s: another file than the mapped one", a.path)
 	}
 	return f, fileKey{uint64(st.Dev), st.Ino, st.Mtim.Nano(), st.Size}, nil
 }
