@@ -209,11 +209,11 @@ func (p *inspectPrinter) stack(rank int, g *profile.Group, kinds bool) {
 	for _, c := range g.Content {
 		blocks, bytes = blocks+c.Blocks, bytes+c.Bytes
 	}
-	kind := ""
+	what := "block"
 	if kinds {
-		kind = " " + profile.Sanitize(string(g.Kind))
+		what = profile.Sanitize(string(g.Kind)) + " block"
 	}
-	text := fmt.Sprintf("%3d. %s: %s%s, %s", rank, name, thousands(uint64(blocks)), kind+noun(blocks), profile.FormatBytes(uint64(bytes)))
+	text := fmt.Sprintf("%3d. %s: %s, %s", rank, name, plural(int(blocks), what), profile.FormatBytes(uint64(bytes)))
 	if len(g.Content) == 1 {
 		text += ", " + profile.Sanitize(g.Content[0].Shape)
 	}
@@ -233,13 +233,6 @@ func (p *inspectPrinter) stack(rank int, g *profile.Group, kinds bool) {
 			p.line("%8s| %s", "", profile.Sanitize(sample))
 		}
 	}
-}
-
-func noun(n int64) string {
-	if n == 1 {
-		return " block"
-	}
-	return " blocks"
 }
 
 // callersOf names the functions that lead to a stack's owner, the nearest first.
