@@ -76,8 +76,22 @@ func (o Options) rounds(contenders []contender, measure func(c contender) (float
 
 // measurePair is the CPU nanoseconds of a malloc+free pair under a contender.
 func (o Options) measurePair(ctx context.Context, pairs string, c contender, s shape, fill int) (float64, error) {
-	var value float64
-	err := withDir(func(dir string) error {
+	return under(ctx, pairs, c, s, func(t *target) (value float64, err error) {
+		if _, err = t.order("fill %d", fill); err == nil && c.settles {
+			for until := time.Now().Add(o.settling()); err == nil && time.Now().Before(until); {
+				_, err = t.order("run 10000")
+			}
+		}
+		if err == nil {
+			value, err = t.perPair(o, s.threads)
+		}
+		return value, err
+	})
+}
+
+// under measures a target to which the contender has attached.
+func under(ctx context.Context, pairs string, c contender, s shape, measure func(*target) (float64, error)) (value float64, err error) {
+	err = withDir(func(dir string) error {
 		t, err := startTarget(c.command(dir, pairs, s.args()...))
 		if err != nil {
 			return err
@@ -89,14 +103,7 @@ func (o Options) measurePair(ctx context.Context, pairs string, c contender, s s
 				return err
 			}
 		}
-		if _, err = t.order("fill %d", fill); err == nil && c.settles {
-			for until := time.Now().Add(o.settling()); err == nil && time.Now().Before(until); {
-				_, err = t.order("run 10000")
-			}
-		}
-		if err == nil {
-			value, err = t.perPair(o, s.threads)
-		}
+		value, err = measure(t)
 		return errors.Join(err, detach())
 	})
 	return value, err
@@ -340,26 +347,12 @@ func (o Options) exact() contender {
 
 // measureChildren is the CPU nanoseconds of a pair in children born under the trace.
 func (o Options) measureChildren(ctx context.Context, pairs string, c contender, children int) (float64, error) {
-	var value float64
-	err := withDir(func(dir string) error {
-		t, err := startTarget(c.command(dir, pairs, fiveFrames.args()...))
-		if err != nil {
-			return err
-		}
-		defer t.stop()
-		detach := func() error { return nil }
-		if c.attach != nil {
-			if detach, err = c.attach(ctx, dir, t.pid); err != nil {
-				return err
-			}
-		}
+	return under(ctx, pairs, c, fiveFrames, func(t *target) (float64, error) {
 		// Enough that the births cost nothing beside them.
 		each := max(int64(o.Slice)/50, 1000)
 		took, err := t.order("fork %d %d", children, each)
-		value = float64(took) / float64(each) / float64(children)
-		return errors.Join(err, detach())
+		return float64(took) / float64(each) / float64(children), err
 	})
-	return value, err
 }
 
 // runTracer measures the tracer itself: how long it takes to come and go, and what it uses at 100,000 events a second.
