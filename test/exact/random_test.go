@@ -26,7 +26,10 @@ func seeds(t *testing.T) int {
 }
 
 // What was allocated before the attach is never guessed, and its end takes nothing from the books.
-func TestRandomOperationsBySeed(t *testing.T) {
+func TestRandomOperationsBySeed(t *testing.T) { eachSeed(t, testRandom) }
+
+// eachSeed runs a test of random.c with every allocator and seed.
+func eachSeed(t *testing.T, test func(t *testing.T, a allocator, path string, seed int)) {
 	for _, a := range allocators {
 		t.Run(a.name, func(t *testing.T) {
 			if why := openFault(a); why != "" && !everything() {
@@ -34,7 +37,7 @@ func TestRandomOperationsBySeed(t *testing.T) {
 			}
 			path := a.compileRandom(t)
 			for seed := range seeds(t) {
-				t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { testRandom(t, a, path, seed) })
+				t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { test(t, a, path, seed) })
 			}
 		})
 	}
@@ -168,19 +171,7 @@ func requireDrawn(t *testing.T, b book) {
 
 // Probes come and go while eight threads allocate. When they pause and free everything, nothing may be in use, and from
 // there the books are those of the program again.
-func TestAttachWhileThreadsAllocate(t *testing.T) {
-	for _, a := range allocators {
-		t.Run(a.name, func(t *testing.T) {
-			if why := openFault(a); why != "" && !everything() {
-				t.Skip(why)
-			}
-			path := a.compileRandom(t)
-			for seed := range seeds(t) {
-				t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { testAttachAmidst(t, a, path, seed) })
-			}
-		})
-	}
-}
+func TestAttachWhileThreadsAllocate(t *testing.T) { eachSeed(t, testAttachAmidst) }
 
 func testAttachAmidst(t *testing.T, a allocator, path string, seed int) {
 	p := a.start(t, path, strconv.Itoa(seed), "8")

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/pprof/profile"
+
+	snapshot "github.com/allocsnoop/allocsnoop/profile"
 )
 
 // Tracer is a running allocsnoop whose probes are live.
@@ -158,6 +160,21 @@ func ReadProfile(t testing.TB, path string) *profile.Profile {
 		t.Fatalf("check %s: %v", path, err)
 	}
 	return p
+}
+
+// ReadSnapshot reads a profile as allocsnoop itself does.
+func ReadSnapshot(t testing.TB, path string) *snapshot.Snapshot {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	s, err := snapshot.Read(file)
+	if err != nil {
+		t.Fatalf("read %s: %v", path, err)
+	}
+	return s
 }
 
 // Book is what a profile says of a set of stacks, in the order of its sample types.

@@ -145,21 +145,7 @@ func traceFor(t *testing.T, s *Service, length time.Duration, rate int) *profile
 	pid := s.Workers()[0]
 	tr := live.Trace(t, pid, "--mode", "exact")
 	load(t, s, Load{Duration: length, Rate: rate, Concurrency: 8})
-	return readSnapshot(t, tr.Stop(t).Path)
-}
-
-func readSnapshot(t *testing.T, path string) *profile.Snapshot {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	snapshot, err := profile.Read(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return snapshot
+	return live.ReadSnapshot(t, tr.Stop(t).Path)
 }
 
 func wantSame(t *testing.T, name string, old, new *profile.Snapshot) {
@@ -183,7 +169,7 @@ func TestReconciliationOfNginxCloses(t *testing.T) {
 	load(t, s, Load{Requests: 5003, Concurrency: 8, FirstUID: 1000})
 	after := chunks(t, pid)
 	result := tr.Stop(t)
-	snapshot := readSnapshot(t, result.Path)
+	snapshot := live.ReadSnapshot(t, result.Path)
 	r := profile.Reconcile(snapshot)
 	if r == nil {
 		t.Fatalf("no resident memory in the profile: %s", result.Stderr)

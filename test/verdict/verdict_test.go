@@ -69,7 +69,7 @@ func oneRun(t *testing.T, program string) {
 	if result.ExitCode != 0 && result.ExitCode != 130 {
 		t.Fatalf("exit code %d: %s", result.ExitCode, result.Stderr)
 	}
-	snapshot := decode(t, result.Path)
+	snapshot := live.ReadSnapshot(t, result.Path)
 	t.Logf("traced for %s", snapshot.Duration())
 	verdicts := profile.Judge(snapshot)
 	for _, l := range labels {
@@ -82,20 +82,6 @@ func oneRun(t *testing.T, program string) {
 			t.Errorf("%s is called a leak: %s", v.Owner, v.Evidence)
 		}
 	}
-}
-
-func decode(t *testing.T, path string) *profile.Snapshot {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	s, err := profile.Read(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
 
 // checkVerdict wants the class for the function's largest verdict.
@@ -144,7 +130,7 @@ func TestReconciliationCloses(t *testing.T) {
 			}
 			result := tracer.Stop(t)
 			after := chunks(t, p.PID)
-			snapshot := decode(t, result.Path)
+			snapshot := live.ReadSnapshot(t, result.Path)
 			r := profile.Reconcile(snapshot)
 			if r == nil {
 				t.Fatalf("no resident memory in the profile: %s", result.Stderr)
@@ -211,5 +197,5 @@ func TestTraceThatEndsWithItsTarget(t *testing.T) {
 	if _, err := os.Stat(filepath.Clean(result.Path)); err != nil {
 		t.Fatal(err)
 	}
-	checkVerdict(t, profile.Judge(decode(t, result.Path)), "freed_at_exit", "table_entry", profile.Churn)
+	checkVerdict(t, profile.Judge(live.ReadSnapshot(t, result.Path)), "freed_at_exit", "table_entry", profile.Churn)
 }

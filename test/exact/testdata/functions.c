@@ -22,15 +22,6 @@ static void drop_first(int n)
 	memset(blocks, 0, sizeof blocks);
 }
 
-// Defines site_NAME(size), which gets one block by CALL.
-#define PLAIN_SITE(name, function, call)                       \
-	ROW(name, "malloc", function);                         \
-	SITE struct block site_##name(size_t size)             \
-	{                                                      \
-		void *p = call;                                \
-		KEEP(p);                                       \
-		return made(&row_##name, p, size);             \
-	}
 
 PLAIN_SITE(malloc, "malloc", malloc(size))
 PLAIN_SITE(malloc_zero, "malloc", malloc(size))
@@ -112,14 +103,6 @@ static void *first_in_thread(void *out)
 {
 	*(struct block *)out = site_thread_first(1061);
 	return NULL;
-}
-
-static void run_thread(void *(*body)(void *), void *arg)
-{
-	pthread_t thread;
-
-	check(pthread_create(&thread, NULL, body, arg) == 0, "pthread_create");
-	check(pthread_join(thread, NULL) == 0, "pthread_join");
 }
 
 #define THREADS 8

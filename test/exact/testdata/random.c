@@ -5,6 +5,7 @@
 // made before stays out of them for good (its realloc too); from then on each round forks while its threads allocate,
 // and the child, which draws operations of its own on what it inherited, answers "child PID" and its ledger. "ledger"
 // answers with the ledger. "alone" ends the forking. "start" begins a run without end, "drain" ends it, frees every block and starts the books.
+#include "native.h"
 #include "target.h"
 #include <malloc.h>
 #include <pthread.h>
@@ -27,28 +28,6 @@ struct slot {
 	int ends;
 	struct block block;
 };
-
-#define WEAK __attribute__((weak))
-WEAK void *mallocx(size_t, int);
-WEAK void *rallocx(void *, size_t, int);
-WEAK void dallocx(void *, int);
-WEAK void sdallocx(void *, size_t, int);
-WEAK void *tc_malloc(size_t);
-WEAK void *tc_calloc(size_t, size_t);
-WEAK void *tc_realloc(void *, size_t);
-WEAK void *tc_memalign(size_t, size_t);
-WEAK void tc_free(void *);
-WEAK void tc_free_sized(void *, size_t);
-WEAK void *mi_malloc(size_t);
-WEAK void *mi_zalloc(size_t);
-WEAK void *mi_calloc(size_t, size_t);
-WEAK void *mi_malloc_aligned(size_t, size_t);
-WEAK void *mi_realloc(void *, size_t);
-WEAK void *mi_reallocn(void *, size_t, size_t);
-WEAK void mi_free(void *);
-WEAK void mi_free_size(void *, size_t);
-WEAK void *mi_heap_get_default(void);
-WEAK void *mi_heap_malloc(void *, size_t);
 
 // C++, by its names in symbol tables; musl-gcc has no library of it. Not weak: those pull nothing out of libstdc++.a.
 #ifndef NO_CXX
@@ -75,7 +54,8 @@ static void *volatile nothing; // the compiler makes a malloc of realloc(nothing
 
 typedef struct block (*site_function)(size_t size);
 
-#define PLAIN_SITE(name, function, call)                       \
+// PLAIN_SITE without the book: a block is booked when it gets into its slot.
+#define UNBOOKED_SITE(name, function, call)                    \
 	ROW(name, "malloc", function);                         \
 	SITE struct block site_##name(size_t size)             \
 	{                                                      \
@@ -84,11 +64,11 @@ typedef struct block (*site_function)(size_t size);
 		return (struct block){ p, size, &row_##name }; \
 	}
 
-#define FOUR_SITES(name, function, call)             \
-	PLAIN_SITE(name##_a, function, call)         \
-	PLAIN_SITE(name##_b, function, call)         \
-	PLAIN_SITE(name##_c, function, call)         \
-	PLAIN_SITE(name##_d, function, call)
+#define FOUR_SITES(name, function, call)                \
+	UNBOOKED_SITE(name##_a, function, call)         \
+	UNBOOKED_SITE(name##_b, function, call)         \
+	UNBOOKED_SITE(name##_c, function, call)         \
+	UNBOOKED_SITE(name##_d, function, call)
 
 
 FOUR_SITES(malloc, "malloc", malloc(size))
@@ -97,29 +77,29 @@ FOUR_SITES(realloc_null, "realloc", realloc(nothing, size))
 FOUR_SITES(reallocarray_null, "reallocarray", reallocarray(nothing, 1, size))
 FOUR_SITES(aligned_alloc, "aligned_alloc", aligned_alloc(64, size))
 FOUR_SITES(memalign, "memalign", memalign(1024, size))
-PLAIN_SITE(valloc, "valloc", valloc(size))
-PLAIN_SITE(mallocx_a, "mallocx", mallocx(size + !size, 0))
-PLAIN_SITE(mallocx_b, "mallocx", mallocx(size + !size, 0))
-PLAIN_SITE(tc_malloc, "tc_malloc", tc_malloc(size))
-PLAIN_SITE(tc_calloc, "tc_calloc", tc_calloc(1, size))
-PLAIN_SITE(tc_memalign, "tc_memalign", tc_memalign(64, size))
-PLAIN_SITE(mi_malloc, "mi_malloc", mi_malloc(size))
-PLAIN_SITE(mi_zalloc, "mi_zalloc", mi_zalloc(size))
-PLAIN_SITE(mi_calloc, "mi_calloc", mi_calloc(1, size))
-PLAIN_SITE(mi_malloc_aligned, "mi_malloc_aligned", mi_malloc_aligned(size, 64))
-PLAIN_SITE(mi_heap_malloc, "mi_heap_malloc", mi_heap_malloc(mi_heap_get_default(), size))
-PLAIN_SITE(new_plain, "", new_plain(size + !size))
-PLAIN_SITE(new_array, "", new_array(size + !size))
-PLAIN_SITE(new_nothrow, "", new_nothrow(size + !size, ""))
-PLAIN_SITE(new_aligned, "", new_aligned(size + !size, 64))
+UNBOOKED_SITE(valloc, "valloc", valloc(size))
+UNBOOKED_SITE(mallocx_a, "mallocx", mallocx(size + !size, 0))
+UNBOOKED_SITE(mallocx_b, "mallocx", mallocx(size + !size, 0))
+UNBOOKED_SITE(tc_malloc, "tc_malloc", tc_malloc(size))
+UNBOOKED_SITE(tc_calloc, "tc_calloc", tc_calloc(1, size))
+UNBOOKED_SITE(tc_memalign, "tc_memalign", tc_memalign(64, size))
+UNBOOKED_SITE(mi_malloc, "mi_malloc", mi_malloc(size))
+UNBOOKED_SITE(mi_zalloc, "mi_zalloc", mi_zalloc(size))
+UNBOOKED_SITE(mi_calloc, "mi_calloc", mi_calloc(1, size))
+UNBOOKED_SITE(mi_malloc_aligned, "mi_malloc_aligned", mi_malloc_aligned(size, 64))
+UNBOOKED_SITE(mi_heap_malloc, "mi_heap_malloc", mi_heap_malloc(mi_heap_get_default(), size))
+UNBOOKED_SITE(new_plain, "", new_plain(size + !size))
+UNBOOKED_SITE(new_array, "", new_array(size + !size))
+UNBOOKED_SITE(new_nothrow, "", new_nothrow(size + !size, ""))
+UNBOOKED_SITE(new_aligned, "", new_aligned(size + !size, 64))
 
-PLAIN_SITE(malloc_fails, "malloc", malloc(too_much))
-PLAIN_SITE(calloc_fails, "calloc", calloc(too_much, size + 3))
-PLAIN_SITE(aligned_alloc_fails, "aligned_alloc", aligned_alloc(64, too_much))
-PLAIN_SITE(mallocx_fails, "mallocx", mallocx(too_much, 0))
-PLAIN_SITE(tc_malloc_fails, "tc_malloc", tc_malloc(too_much))
-PLAIN_SITE(mi_malloc_fails, "mi_malloc", mi_malloc(too_much))
-PLAIN_SITE(new_nothrow_fails, "", new_nothrow(too_much, ""))
+UNBOOKED_SITE(malloc_fails, "malloc", malloc(too_much))
+UNBOOKED_SITE(calloc_fails, "calloc", calloc(too_much, size + 3))
+UNBOOKED_SITE(aligned_alloc_fails, "aligned_alloc", aligned_alloc(64, too_much))
+UNBOOKED_SITE(mallocx_fails, "mallocx", mallocx(too_much, 0))
+UNBOOKED_SITE(tc_malloc_fails, "tc_malloc", tc_malloc(too_much))
+UNBOOKED_SITE(mi_malloc_fails, "mi_malloc", mi_malloc(too_much))
+UNBOOKED_SITE(new_nothrow_fails, "", new_nothrow(too_much, ""))
 
 #define POSIX_SITE(name, align, bytes)                               \
 	ROW(name, "malloc", "posix_memalign");                       \

@@ -20,14 +20,6 @@ static struct block blocks[64];
 static volatile size_t too_much = PTRDIFF_MAX;
 static void *volatile nothing;
 
-#define SITE_OF(name, function, call)                          \
-	ROW(name, "malloc", function);                         \
-	SITE struct block site_##name(size_t size)             \
-	{                                                      \
-		void *p = call;                                \
-		KEEP(p);                                       \
-		return made(&row_##name, p, size);             \
-	}
 #define RESIZE_OF(name, call)                                         \
 	ROW(name, "malloc", "realloc");                               \
 	SITE struct block site_##name(struct block *old, size_t size) \
@@ -71,15 +63,15 @@ static void *volatile nothing;
 
 /* ---- blocks ---- */
 
-SITE_OF(s01_block, "malloc", malloc(size))
+PLAIN_SITE(s01_block, "malloc", malloc(size))
 RESIZE_OF(s01_fails, realloc(old->p, size))
-SITE_OF(s02_block, "malloc", malloc(size))
+PLAIN_SITE(s02_block, "malloc", malloc(size))
 POSIX_OF(s02_fails)
-SITE_OF(s03_large, "malloc", malloc(size))
-SITE_OF(s04_first, "malloc", malloc(size))
-SITE_OF(s05_aligned, "aligned_alloc", aligned_alloc(128, size))
-SITE_OF(s05_reallocarray, "reallocarray", reallocarray(nothing, size / 7, 7))
-SITE_OF(s06_calloc, "calloc", calloc(size / 3, 3))
+PLAIN_SITE(s03_large, "malloc", malloc(size))
+PLAIN_SITE(s04_first, "malloc", malloc(size))
+PLAIN_SITE(s05_aligned, "aligned_alloc", aligned_alloc(128, size))
+PLAIN_SITE(s05_reallocarray, "reallocarray", reallocarray(nothing, size / 7, 7))
+PLAIN_SITE(s06_calloc, "calloc", calloc(size / 3, 3))
 POSIX_OF(s06_posix_memalign)
 
 static void fails(void)
@@ -101,14 +93,6 @@ static void *first(void *out)
 {
 	*(struct block *)out = site_s04_first(1061);
 	return NULL;
-}
-
-static void run_thread(void *(*body)(void *), void *arg)
-{
-	pthread_t thread;
-
-	check(pthread_create(&thread, NULL, body, arg) == 0, "pthread_create");
-	check(pthread_join(thread, NULL) == 0, "pthread_join");
 }
 
 static void plain(void)
@@ -226,7 +210,7 @@ static void breaks(void)
 
 /* ---- 8,192 stacks ---- */
 
-SITE_OF(s15_stacks, "malloc", malloc(size))
+PLAIN_SITE(s15_stacks, "malloc", malloc(size))
 
 __attribute__((noinline, noclone)) static void left(unsigned path, int depth);
 
@@ -254,7 +238,7 @@ static void left(unsigned path, int depth)
 
 /* ---- calls that are left, threads that die in one ---- */
 
-SITE_OF(s20_after, "malloc", malloc(size))
+PLAIN_SITE(s20_after, "malloc", malloc(size))
 ROW(s20_left, "malloc", ""); // its block has no owner
 SITE int site_s20_left(void)
 {
@@ -304,7 +288,7 @@ static void leave_calls(void)
 
 /* ---- processes ---- */
 
-SITE_OF(s17_new, "malloc", malloc(size))
+PLAIN_SITE(s17_new, "malloc", malloc(size))
 ROW(s17_realloc_old, "malloc", "realloc"); // what becomes of blocks from before the attach is in no book
 SITE void *site_s17_realloc_old(void *p, size_t size)
 {
@@ -313,9 +297,9 @@ SITE void *site_s17_realloc_old(void *p, size_t size)
 	return p;
 }
 
-SITE_OF(s21_parent, "malloc", malloc(size))
-SITE_OF(s21_child, "malloc", malloc(size))
-SITE_OF(s22_both, "malloc", malloc(size))
+PLAIN_SITE(s21_parent, "malloc", malloc(size))
+PLAIN_SITE(s21_child, "malloc", malloc(size))
+PLAIN_SITE(s22_both, "malloc", malloc(size))
 
 static void fork_child(int out)
 {
@@ -364,8 +348,8 @@ static void forks(void)
 #ifndef NO_CXX
 void *new_plain(size_t) __asm__("_Znwm");
 void delete_sized(void *, size_t) __asm__("_ZdlPvm");
-SITE_OF(s26_new, "", new_plain(size))
-SITE_OF(s27_balanced, "", new_plain(size))
+PLAIN_SITE(s26_new, "", new_plain(size))
+PLAIN_SITE(s27_balanced, "", new_plain(size))
 
 __attribute__((noinline, noclone)) static void chain_inner(void)
 {
@@ -448,13 +432,13 @@ static int all(const char *plugin)
 
 /* ---- those with a trace of their own ---- */
 
-SITE_OF(s16_kept, "malloc", malloc(size))
-SITE_OF(s16_churn, "malloc", malloc(size))
-SITE_OF(s18_small, "malloc", malloc(size))
-SITE_OF(s19_mapped, "malloc", malloc(size))
-SITE_OF(s14_many, "malloc", malloc(size))
-SITE_OF(s00_among_maps, "malloc", malloc(size))
-SITE_OF(s29_at_once, "malloc", malloc(size))
+PLAIN_SITE(s16_kept, "malloc", malloc(size))
+PLAIN_SITE(s16_churn, "malloc", malloc(size))
+PLAIN_SITE(s18_small, "malloc", malloc(size))
+PLAIN_SITE(s19_mapped, "malloc", malloc(size))
+PLAIN_SITE(s14_many, "malloc", malloc(size))
+PLAIN_SITE(s00_among_maps, "malloc", malloc(size))
+PLAIN_SITE(s29_at_once, "malloc", malloc(size))
 
 // 60,000 system calls.
 static void map_storm(void)

@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -56,6 +57,16 @@ static inline struct block made(struct row *row, void *p, size_t size)
 	return b;
 }
 
+// Defines site_NAME(size), which gets one block by CALL.
+#define PLAIN_SITE(name, function, call)                       \
+	ROW(name, "malloc", function);                         \
+	SITE struct block site_##name(size_t size)             \
+	{                                                      \
+		void *p = call;                                \
+		KEEP(p);                                       \
+		return made(&row_##name, p, size);             \
+	}
+
 // The block's end, however it came.
 static inline void gone(struct block *b)
 {
@@ -88,6 +99,14 @@ static inline void check(int ok, const char *what)
 {
 	if (!ok)
 		die(what);
+}
+
+static inline void run_thread(void *(*body)(void *), void *arg)
+{
+	pthread_t thread;
+
+	check(pthread_create(&thread, NULL, body, arg) == 0, "pthread_create");
+	check(pthread_join(thread, NULL) == 0, "pthread_join");
 }
 
 static inline void say_bytes(const char *text, size_t n)
