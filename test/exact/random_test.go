@@ -32,23 +32,12 @@ func TestRandomOperationsBySeed(t *testing.T) { eachSeed(t, testRandom) }
 func eachSeed(t *testing.T, test func(t *testing.T, a allocator, path string, seed int)) {
 	for _, a := range allocators {
 		t.Run(a.name, func(t *testing.T) {
-			if why := openFault(a); why != "" && !everything() {
-				t.Skip(why)
-			}
 			path := a.compileRandom(t)
 			for seed := range seeds(t) {
 				t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { test(t, a, path, seed) })
 			}
 		})
 	}
-}
-
-// openFault names a fault that is known and not mended yet; the run that is asked for meets it all the same.
-func openFault(a allocator) string {
-	if strings.HasPrefix(a.name, "glibc") {
-		return ""
-	}
-	return "open fault: random.c itself ends with SIGSEGV in some runs, also before anything is attached"
 }
 
 func (a allocator) compileRandom(t *testing.T) string { return a.compile(t, "random.c", a.cxx()...) }

@@ -456,7 +456,8 @@ static void remap(struct map *map, size_t size)
 	map->size = size;
 }
 
-// Maps, cuts, grows and moves; a cut in the middle leaves a hole that the unmapping of the whole goes over.
+// Maps, cuts, grows and moves. A hole is never unmapped again: another thread's mapping may be in it by then, or the
+// allocator's.
 static void operate_map(struct map *map, uint64_t *state)
 {
 	uint64_t r = draw(state);
@@ -487,8 +488,8 @@ static void operate_map(struct map *map, uint64_t *state)
 		break;
 	default:
 		cut(map, PAGE, PAGE);
-		book_map(map, PAGE); // for the hole is freed again
-		cut(map, 0, map->size);
+		cut(map, 0, PAGE);
+		cut(map, 2 * PAGE, map->size - 2 * PAGE);
 		map->p = NULL;
 	}
 }
