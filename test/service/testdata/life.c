@@ -327,12 +327,9 @@ static void shared(void)
 	in_parent();
 }
 
-static int orphan(void *unused)
+static int orphan(void *parent)
 {
-	pid_t parent = getppid();
-
-	(void)unused;
-	while (getppid() == parent)
+	while (getppid() == *(pid_t *)parent)
 		usleep(1000);
 	usleep(300000); /* the tracer hears of the parent's end meanwhile */
 	for (int i = 0; i < n; i++)
@@ -344,10 +341,12 @@ static int orphan(void *unused)
 /* One that outlives its parent. */
 static void orphaned(void)
 {
+	static pid_t self; /* the child may come to look when this process is gone already */
 	char *stack = mmap(NULL, 1 << 18, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
+	self = getpid();
 	in_parent();
-	if (clone(orphan, stack + (1 << 18), CLONE_VM | SIGCHLD, NULL) < 0)
+	if (clone(orphan, stack + (1 << 18), CLONE_VM | SIGCHLD, &self) < 0)
 		fail("clone");
 	syscall(SYS_exit_group, 0);
 }
