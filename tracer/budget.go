@@ -50,10 +50,11 @@ type runStats struct {
 }
 
 // Control is to be called often while the trace runs: when a tick is due it accounts for the cost of the trace, and steps
-// down where the budget asks for it.
+// down where the budget asks for it. It also looks after processes whose end was missed.
 func (t *Tracer) Control() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.endMissed()
 	if t.probes.sessionsForThrowing {
 		if err := t.updateGranted(); err != nil {
 			return err

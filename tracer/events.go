@@ -3,6 +3,7 @@ package tracer
 import (
 	"fmt"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -107,8 +108,9 @@ func (t *Tracer) onExec(e *bpf.Event) {
 	t.tryRefresh(m)
 }
 
-func (t *Tracer) onExit(e *bpf.Event) {
-	pid := int(e.Tgid)
+func (t *Tracer) onExit(e *bpf.Event) { t.exited(int(e.Tgid), exitText(e.Other), e.Other != 0) }
+
+func (t *Tracer) exited(pid int, how string, failed bool) {
 	m := t.current[pid]
 	if m == nil {
 		return
@@ -116,12 +118,34 @@ func (t *Tracer) onExit(e *bpf.Event) {
 	delete(t.current, pid)
 	if m.pid == pid {
 		m.process.Exited = true
-		m.process.Exit = exitText(e.Other)
-		t.logExit(m, e.Other != 0)
+		m.process.Exit = how
+		t.logExit(m, failed)
 	}
 	t.leave(m)
 	if len(t.current) == 0 && !t.options.Service {
 		t.doneOnce.Do(func() { close(t.done) })
+	}
+}
+
+const missedEvery = time.Second
+
+// endMissed ends processes whose end was not told, as the event buffer was full: a trace would wait for them for good.
+// Twice in a row they have to be gone, for the event may be on its way. The caller holds t.mu.
+func (t *Tracer) endMissed() {
+	if time.Since(t.missed.looked) < missedEvery || t.count(bpf.CurrentCounterCOUNT_MAP_GAP) == 0 {
+		return
+	}
+	before := t.missed.gone
+	t.missed.looked, t.missed.gone = time.Now(), map[int]bool{}
+	for pid := range t.current {
+		// The main thread alone may have ended.
+		if state := (memory.FS{}).State(pid); !state.Gone() || state.Threads > 1 {
+			continue
+		}
+		t.missed.gone[pid] = true
+		if before[pid] {
+			t.exited(pid, "ended, nobody saw how", false)
+		}
 	}
 }
 

@@ -59,7 +59,11 @@ type Tracer struct {
 	rss      profile.RSSChange
 	done     chan struct{}
 	doneOnce sync.Once
-	closed   bool
+	missed   struct { // see endMissed
+		looked time.Time
+		gone   map[int]bool
+	}
+	closed bool
 
 	useSessions bool // probes that skip returns are in
 	callsShut   bool // the books of calls ended early, at shutAt
