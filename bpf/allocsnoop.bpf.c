@@ -261,10 +261,14 @@ static __always_inline bool is_active(struct call *c, __u64 sp)
 	return returns_to_probe(c);
 }
 
-/* count_stale counts a call that never returned. For an operator new that is a way to say that it has failed. */
+/*
+ * count_stale counts a call that never returned. For an operator new that is a way to say that it has failed. While the
+ * probes are taken out, one by one, the probe on a call's return may go before that on its entry: such calls are not
+ * left.
+ */
 static __always_inline void count_stale(struct call *c)
 {
-	if (!(c->func.flags & FUNC_THROWS))
+	if (gate && !calls_shut && !(c->func.flags & FUNC_THROWS))
 		count(COUNT_PENDING_STALE);
 }
 

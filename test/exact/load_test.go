@@ -220,3 +220,12 @@ func signal(t *testing.T, tr *live.Tracer, s syscall.Signal) {
 		t.Fatal(err)
 	}
 }
+
+// The probes go out one by one, in any order: a call whose return is no longer seen was not left by longjmp.
+func TestCallsUnderWayAtTheEndAreNoLoss(t *testing.T) {
+	p := live.Start(t, live.CompileC(t, "testdata/calls.c"))
+	for range 3 {
+		tr := live.Trace(t, p.PID, "--mode", "exact", "--json")
+		requireLossless(t, tr.Stop(t))
+	}
+}
