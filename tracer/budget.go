@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -249,9 +248,10 @@ func (t *Tracer) shutCalls() error {
 	}
 	t.callsShut = true
 	t.shutAt = time.Now()
+	t.closeLater(t.probes.takeShared())
 	for _, m := range t.members {
-		t.closeLater(slices.Concat(m.calls, m.sessions))
-		m.calls, m.sessions = nil, nil
+		t.closeLater(m.calls)
+		m.calls = nil
 	}
 	return nil
 }

@@ -71,8 +71,9 @@ func (t *Tracer) onFork(e *bpf.Event) {
 	}
 	t.members[m.key] = m
 	t.current[pid] = m
-	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 || t.useSessions || len(parent.sessions) > 0 {
-		// Perhaps nothing was inherited: sessions never are, uprobes only from threads that were there when they were opened.
+	if e.Flags&uint32(bpf.CurrentEventFlagEVENT_BY_LEADER) == 0 || e.Time <= parent.probed || t.useSessions {
+		// Perhaps nothing was inherited: sessions never are, uprobes only from threads that were there when they were opened
+		// and had them by then.
 		t.tryRefresh(m)
 		return
 	}
@@ -93,8 +94,8 @@ func (t *Tracer) onExec(e *bpf.Event) {
 	m := newMember(e.Proc, pid)
 	if old != nil && old.pid == pid {
 		// Probes are of the process, not of its image: what both images map stays probed without a gap.
-		m.calls, m.sessions, m.luas, m.guards, m.opened = old.calls, old.sessions, old.luas, old.guards, old.opened
-		old.calls, old.sessions, old.luas, old.guards, old.opened = nil, nil, nil, nil, map[*probe]bool{}
+		m.calls, m.luas, m.guards, m.opened = old.calls, old.luas, old.guards, old.opened
+		old.calls, old.luas, old.guards, old.opened = nil, nil, nil, map[*probe]bool{}
 		old.execed = old.users == 1 // else its memory lives on
 	}
 	m.identify()

@@ -52,6 +52,9 @@ func (e *exceptions) Close() error { return errors.Join(e.thrown.Close(), e.caug
 // noHeapLimit refuses targets whose allocator keeps a limit of its own, of which the kernel knows nothing.
 func noHeapLimit(pid int) error {
 	environ, err := os.ReadFile(memory.FS{}.Path(pid, "environ"))
+	if gone(pid) {
+		return nil // nothing of it will be followed
+	}
 	if err != nil {
 		return fmt.Errorf("read environment of process %d: %w", pid, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/prometheus/procfs"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
 	"github.com/allocsnoop/allocsnoop/profile"
@@ -31,15 +32,14 @@ type member struct {
 	brk     uint64
 	// clan is the key of the member whose probes this one inherited, its own when it has probes of its own. The kernel takes
 	// inherited probes out when the first ones are closed, so that those outlive their process as long as there is an heir.
-	clan  uint64
-	users int         // processes that live in its memory
-	calls []io.Closer // probes of allocator functions
-	luas  []io.Closer // probes of LuaJIT's entries
-	// sessions are those of functions that an exception may leave, where no other probe can be theirs.
-	sessions []io.Closer
-	guards   []io.Closer     // probes of unwinders; the last to go
-	opened   map[*probe]bool // of the process: they outlive exec
-	placed   map[*probe]bool // whose places in this image are noted
+	clan   uint64
+	users  int             // processes that live in its memory
+	calls  []io.Closer     // probes of allocator functions
+	luas   []io.Closer     // probes of LuaJIT's entries
+	guards []io.Closer     // probes of unwinders; the last to go
+	probed uint64          // when its last probes were in, by the monotonic clock: what it forked before did not inherit them
+	opened map[*probe]bool // of the process: they outlive exec
+	placed map[*probe]bool // whose places in this image are noted
 	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
 	objects    map[*profile.Mapping]*object
 	allocators []codeRange
@@ -280,11 +280,11 @@ func (t *Tracer) openProbes(m *member, list []*probe) error {
 			pairs = append(pairs, p)
 		}
 	}
-	if err := t.openSessions(m, &m.sessions, always); err != nil {
+	if err := t.openShared(m, always); err != nil {
 		return err
 	}
 	if t.useSessions {
-		return t.openSessions(m, &m.calls, pairs)
+		return t.openSessions(m, pairs)
 	}
 	if len(pairs) == 0 {
 		return nil
@@ -297,15 +297,66 @@ func (t *Tracer) openProbes(m *member, list []*probe) error {
 	for _, p := range pairs {
 		m.opened[p] = true
 	}
+	m.probed = monotonic()
 	return nil
 }
 
-func (t *Tracer) openSessions(m *member, to *[]io.Closer, list []*probe) error {
+// openShared puts probes into all processes that map the files, and says so when there are others than the traced ones.
+func (t *Tracer) openShared(m *member, list []*probe) error {
+	fresh, err := t.probes.shareSessions(list)
+	if err != nil {
+		return err
+	}
+	for _, p := range list {
+		m.opened[p] = true
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if n := t.strangers(m, fresh); n > 0 {
+		t.announce("operator new of %s is probed in every process that maps it, %d of them not traced: on this kernel no other probe lets "+
+			"exceptions of children pass. Their calls are not counted, but each costs them a trap", fresh[0].allocator.Path, n)
+	}
+	return nil
+}
+
+// strangers counts the processes that are not traced and map a file of the probes.
+func (t *Tracer) strangers(m *member, list []*probe) int {
+	fs := memory.FS{}
+	files := map[mappedFile]bool{}
+	ranges, _ := fs.Maps(m.pid) // none: it has ended
+	for i := range ranges {
+		if slices.ContainsFunc(list, func(p *probe) bool { return p.allocator.Path == ranges[i].Path }) {
+			files[mappedFile{ranges[i].Dev, ranges[i].Inode}] = true
+		}
+	}
+	n := 0
+	processes, _ := procfs.AllProcs() // none: no harm is known of
+	for _, p := range processes {
+		var known bpf.Proc // a child whose birth was not read yet
+		if p.PID == m.pid || t.programs.Procs.Lookup(uint32(p.PID), &known) == nil {
+			continue
+		}
+		ranges, _ := fs.Maps(p.PID) // none: it has ended, or is a kernel thread
+		if slices.ContainsFunc(ranges, func(r memory.Range) bool { return files[mappedFile{r.Dev, r.Inode}] }) {
+			n++
+		}
+	}
+	return n
+}
+
+// mappedFile names a file as the maps of all processes do.
+type mappedFile struct {
+	dev   memory.Dev
+	inode uint64
+}
+
+func (t *Tracer) openSessions(m *member, list []*probe) error {
 	links, err := t.probes.sessions(list, m.pid)
 	if err != nil {
 		return err
 	}
-	*to = append(*to, links...)
+	m.calls = append(m.calls, links...)
 	for _, p := range list {
 		m.opened[p] = true
 	}

@@ -34,6 +34,7 @@ type probes struct {
 	known map[probeKey]*probe
 	// sessionsForThrowing: functions that an exception may leave are never probed in another way
 	sessionsForThrowing bool
+	shared              []io.Closer // sessions in every process that maps the file
 	watches             int
 	order               []*probe
 }
@@ -50,7 +51,8 @@ type probe struct {
 	entry, ret uint64 // ids of the events; ret 0: none
 	names      []string
 	anchors    []io.Closer
-	session    bool // only ever probed by sessions
+	session    bool // only ever probed by a session, which every process shares that maps the file
+	open       bool // that session
 }
 
 var probeSets atomic.Uint32
@@ -110,7 +112,37 @@ func (s *probes) events(p *probe) error {
 	return nil
 }
 
-// sessions puts probes into a process that serve entry and return at once. Children do not inherit them.
+// shareSessions puts probes into every process that maps their files, now or later, once: those that were not in yet are
+// returned. A session of a single process is also met by the children that it forks, but there the kernel only arms the
+// return and never asks the program whether it may: an exception of the child would end it.
+func (s *probes) shareSessions(list []*probe) ([]*probe, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fresh := slices.DeleteFunc(slices.Clone(list), func(p *probe) bool { return p.open })
+	links, err := s.sessions(fresh, 0)
+	if err != nil {
+		return nil, err
+	}
+	s.shared = append(s.shared, links...)
+	for _, p := range fresh {
+		p.open = true
+	}
+	return fresh, nil
+}
+
+// takeShared hands over the shared sessions to somebody who closes them.
+func (s *probes) takeShared() []io.Closer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	shared := s.shared
+	s.shared = nil
+	for _, p := range s.order {
+		p.open = false
+	}
+	return shared
+}
+
+// sessions puts probes into a process, 0 for all, that serve entry and return at once. Children do not inherit them.
 func (s *probes) sessions(list []*probe, pid int) ([]io.Closer, error) {
 	var links []io.Closer
 	byPath := map[string]*kernel.SessionOptions{}

@@ -255,6 +255,9 @@ func (t *Tracer) detach() error {
 	t.mu.Lock()
 	all := t.watches
 	t.watches = nil
+	if t.probes != nil {
+		all = append(all, t.probes.takeShared()...)
+	}
 	var guards []io.Closer
 	for _, m := range t.members {
 		guards = append(guards, m.guards...)
@@ -274,8 +277,8 @@ func (t *Tracer) detach() error {
 
 // takeProbes hands over the probes of a member to somebody who closes them.
 func (m *member) takeProbes() []io.Closer {
-	all := slices.Concat(m.calls, m.sessions, m.luas, m.guards)
-	m.calls, m.sessions, m.luas, m.guards = nil, nil, nil, nil
+	all := slices.Concat(m.calls, m.luas, m.guards)
+	m.calls, m.luas, m.guards = nil, nil, nil
 	return all
 }
 

@@ -104,17 +104,10 @@ func run(t *testing.T, p *live.Process, operations int) []book {
 	return append(books, book{p.PID, false, ledger(t, p)})
 }
 
-// lateChildren tells whether children may be probed some milliseconds after their birth: an open limit of allocators that
-// bring an operator new. On a locked-down kernel it is followed by session probes, which are not inherited.
-func (a allocator) lateChildren() bool { return a.preload != "" || len(a.libraries) > 0 }
-
 func (a allocator) compareBooks(t *testing.T, p *profile.Profile, books []book) {
 	t.Helper()
 	for i, b := range books {
 		name := "parent"
-		if b.child && a.lateChildren() && !everything() {
-			continue
-		}
 		if b.child {
 			name = fmt.Sprintf("child %d", i+1)
 		}

@@ -56,6 +56,21 @@ func TestOperatorNewMayThrow(t *testing.T) {
 	}
 }
 
+// The children inherit the probes, and with them the danger.
+func TestOperatorNewMayThrowInChildren(t *testing.T) {
+	for _, a := range allocators {
+		if a.compiler != "" || !a.throws() {
+			continue
+		}
+		t.Run(a.name, func(t *testing.T) {
+			rows, result := traceGo(t, a.start(t, a.compile(t, "throw_child.cc")))
+			requireLossless(t, result)
+			takeOut(result.Profile, "__cxa_allocate_exception")
+			a.compare(t, result.Profile, rows)
+		})
+	}
+}
+
 // takeOut takes the samples through a function out of a profile and adds them up.
 func takeOut(p *profile.Profile, function string) live.Book {
 	sum := live.Sum(p, "malloc", function)
