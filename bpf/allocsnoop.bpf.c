@@ -262,13 +262,13 @@ static __always_inline bool is_active(struct call *c, __u64 sp)
 }
 
 /*
- * count_stale counts a call that never returned. For an operator new that is a way to say that it has failed. While the
- * probes are taken out, one by one, the probe on a call's return may go before that on its entry: such calls are not
- * left.
+ * count_stale counts a call of the books that never returned. For an operator new that is a way to say that it has
+ * failed. While the probes are taken out, one by one, the probe on a call's return may go before that on its entry:
+ * such calls are not left.
  */
 static __always_inline void count_stale(struct call *c)
 {
-	if (gate && !calls_shut && !(c->func.flags & FUNC_THROWS))
+	if (gate && !calls_shut && !(c->flags & CALL_UNSAMPLED) && !(c->func.flags & FUNC_THROWS))
 		count(COUNT_PENDING_STALE);
 }
 
@@ -729,6 +729,10 @@ static __always_inline int enter(struct pt_regs *ctx, bool session)
 		return 1;
 	f = probed_func(ctx, &id);
 	if (!f || session != (sessions || f->flags & FUNC_SESSION))
+		return 1;
+	/* A session that all processes share meets children that were born before their parent's other probes were in.
+	 */
+	if (session && !(p->flags & PROC_PROBED))
 		return 1;
 	n = bpf_map_lookup_elem(&hits, &id);
 	if (n)

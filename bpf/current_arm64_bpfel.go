@@ -160,6 +160,7 @@ type CurrentProcFlag uint32
 const (
 	CurrentProcFlagPROC_FORKED CurrentProcFlag = 1
 	CurrentProcFlagPROC_FOLLOW CurrentProcFlag = 2
+	CurrentProcFlagPROC_PROBED CurrentProcFlag = 4
 )
 
 type CurrentRow struct {

@@ -76,6 +76,7 @@ struct proc {
 enum proc_flag {
 	PROC_FORKED = 1 << 0, /* has inherited blocks of a traced parent */
 	PROC_FOLLOW = 1 << 1, /* its children are traced too */
+	PROC_PROBED = 1 << 2, /* has its own probes, or its parent's: its frees will be seen */
 };
 
 /* A block: kind sits in the address's unused top bits. */

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,6 +39,7 @@ type member struct {
 	luas   []io.Closer     // probes of LuaJIT's entries
 	guards []io.Closer     // probes of unwinders; the last to go
 	probed uint64          // when its last probes were in, by the monotonic clock: what it forked before did not inherit them
+	marked bool            // the BPF side knows that they are
 	opened map[*probe]bool // of the process: they outlive exec
 	placed map[*probe]bool // whose places in this image are noted
 	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
@@ -231,8 +233,19 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 			fresh = append(fresh, p)
 		}
 	}
-	errs = append(errs, t.openProbes(m, fresh), t.probeLua(m, ranges))
+	slices.SortStableFunc(fresh, freesFirst)
+	errs = append(errs, t.openProbes(m, fresh), t.markProbed(m), t.probeLua(m, ranges))
 	return errors.Join(errs...)
+}
+
+// freesFirst is the order in which probes go into a process at work: a block that is seen to be made has its end seen too.
+func freesFirst(a, b *probe) int { return cmp.Compare(a.rank(), b.rank()) }
+
+func (p *probe) rank() int {
+	if p.allocator.Op == allocator.Free || p.allocator.Op == allocator.PoolDestroy {
+		return 0
+	}
+	return 1
 }
 
 // maxNotes bounds what is said of a service of many containers.
@@ -297,8 +310,18 @@ func (t *Tracer) openProbes(m *member, list []*probe) error {
 	for _, p := range pairs {
 		m.opened[p] = true
 	}
-	m.probed = monotonic()
 	return nil
+}
+
+// markProbed lets the BPF side enter the calls of sessions: with them alone, allocations would be seen and frees not.
+func (t *Tracer) markProbed(m *member) error {
+	if m.marked {
+		return nil
+	}
+	m.marked = true
+	err := t.updateProc(m, func(p *bpf.Proc) { p.Flags |= uint32(bpf.CurrentProcFlagPROC_PROBED) })
+	m.probed = monotonic()
+	return err
 }
 
 // openShared puts probes into all processes that map the files, and says so when there are others than the traced ones.
