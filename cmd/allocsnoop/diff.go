@@ -37,6 +37,7 @@ other load explains is not listed.
 				return usageErrorf("--top %d: want at least 1", top)
 			}
 			defer collectRarely()()
+			useHugePages(args)
 			old, err := readProfile(args[0])
 			if err != nil {
 				return err

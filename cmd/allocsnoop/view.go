@@ -52,6 +52,7 @@ other flame graph tools ("outer;inner 4096", bytes in use).`,
 				return usageErrorf("--folded takes one profile; allocsnoop diff -o writes a difference")
 			}
 			defer collectRarely()()
+			useHugePages(args)
 			in, p, err := viewInput(args, by)
 			if err != nil {
 				return err

@@ -26,6 +26,7 @@ const began = Date.now();
 await page.goto(url);
 await page.waitForSelector("html[data-ready]");
 const result = { mode, opened_ms: Date.now() - began };
+await page.waitForSelector("html[data-whole]"); // the rows beyond what fits a screen
 
 const cells = (table, column) => page.locator(`#${table} tbody tr td:nth-child(${column})`).allTextContents();
 const box = (name) => page.locator("#boxes .box", { hasText: name }).first();

@@ -6,6 +6,8 @@
   const $ = (id) => document.getElementById(id);
   let figure = 3; // index into the four values; 3 is bytes in use
   let wanted = "";
+  let widths; // of what is drawn to measure; asking for them amid the drawing would make the browser lay out each time
+  const measure = () => { widths = { chart: $("chart").clientWidth, boxes: $("boxes").clientWidth }; };
 
   // --- text ---
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -16,7 +18,7 @@
     return (n < 0 ? "-" : "") + text + " " + units[u];
   }
   const signed = (n) => (n > 0 ? "+" : "") + bytes(n);
-  const count = (n) => Math.round(n).toLocaleString("en-US");
+  const count = (n) => String(Math.round(n)).replace(/\B(?=(\d{3})+$)/g, ","); // toLocaleString loads tables at its first call
   const show = (n) => (figure % 2 ? bytes(n) : count(n));
   const showSigned = (n) => (n > 0 ? "+" : "") + show(n);
   const percent = (part, whole) => (whole ? (100 * part / whole).toFixed(1).replace(/\.0$/, "") + " %" : "-");
@@ -59,7 +61,8 @@
   }
 
   // --- tables ---
-  const tables = [];
+  const tables = [], firstRows = 40;
+  const waiting = new Map(); // table body -> makers of the rows that it still lacks
   // columns: title, key(row) to sort by, cell(row), num. A row opens its stack; the first sort is the given one.
   function table(section, columns, rows, open, empty) {
     const host = $(section).querySelector(".table");
@@ -80,13 +83,18 @@
         const key = columns[state.column].key, sign = state.descending ? -1 : 1;
         list = list.slice().sort((a, b) => { const x = key(a), y = key(b); return sign * (x < y ? -1 : x > y ? 1 : 0); });
       }
-      body.replaceChildren(...list.map((r) => el("tr", open ? { tabindex: 0, on: {
+      const line = (r) => el("tr", open ? { tabindex: 0, on: {
         click: () => open(r), keydown: (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); open(r); } },
-      } } : {}, ...columns.map((c) => el("td", { class: c.num ? "num" : c.tight ? "tight" : "" }, c.cell(r))))));
+      } } : {}, ...columns.map((c) => el("td", { class: c.num ? "num" : c.tight ? "tight" : "" }, c.cell(r))));
+      const first = drawn ? list.length : firstRows;
+      body.replaceChildren(...list.slice(0, first).map(line));
+      waiting.set(body, list.slice(first).map((r) => () => line(r)));
       if (!list.length) body.append(el("tr", {}, el("td", { colspan: columns.length, class: "dim" }, wanted ? "nothing found" : empty)));
     }
+    let drawn = false; // the rest of the first rows waits until the page is ready
     tables.push(draw);
     draw();
+    drawn = true;
   }
   const searchable = (rows, of) => (rows || []).map((r) => Object.assign(r, { text: of(r).toLowerCase() }));
 
@@ -149,7 +157,7 @@
     charted = series;
     const lines = series.filter((s) => s.course && s.course.length > 1).slice(0, 6);
     if (!lines.length) { $("chart").replaceChildren(el("p", {}, "The profile has no course over time; allocsnoop keeps one while it traces.")); return; }
-    const W = Math.max($("chart").clientWidth, 320), H = 240, left = 70, bottom = 24;
+    const W = Math.max(widths.chart, 320), H = 240, left = 70, bottom = 24;
     const end = Math.max(...lines.map((s) => s.course.at(-1)[0])) || 1;
     const top = Math.max(1, ...lines.flatMap((s) => s.course.map((p) => p[1]))) * 1.05;
     const x = (t) => left + (W - left - 8) * t / end, y = (v) => 6 + (H - bottom - 6) * (1 - v / top);
@@ -201,7 +209,7 @@
   }
 
   function drawFlame() {
-    const host = $("boxes"), width = host.clientWidth || 1200, row = 20;
+    const host = $("boxes"), width = widths.boxes || 1200, row = 20;
     const found = wanted ? (i) => frameText(T.frame[i]).toLowerCase().includes(wanted) : null;
     boxOf.clear();
     const boxes = [];
@@ -266,6 +274,7 @@
   }
 
   // --- all together ---
+  measure();
   header();
   allTables();
   chart(D.verdicts || []);
@@ -274,6 +283,18 @@
   $("figure").addEventListener("change", (e) => { figure = Number(e.target.value); drawFlame(); });
   $("find").addEventListener("input", (e) => { wanted = e.target.value.trim().toLowerCase(); tables.forEach((draw) => draw()); drawFlame(); });
   let resize;
-  addEventListener("resize", () => { clearTimeout(resize); resize = setTimeout(() => { drawFlame(); chart(charted); }, 100); });
+  addEventListener("resize", () => { clearTimeout(resize); resize = setTimeout(() => { measure(); drawFlame(); chart(charted); }, 100); });
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  const idle = (call) => (window.requestIdleCallback ? requestIdleCallback(call, { timeout: 1000 }) : setTimeout(call, 20));
+  function fill(deadline) {
+    for (const [body, rows] of waiting) {
+      do body.append(...rows.splice(0, 10).map((make) => make()));
+      while (rows.length && deadline?.timeRemaining() > 10);
+      if (rows.length) break;
+      waiting.delete(body);
+    }
+    if (waiting.size) idle(fill);
+    else document.documentElement.dataset.whole = "";
+  }
+  addEventListener("load", () => idle(fill));
 })();
