@@ -63,7 +63,7 @@ func (c *Classifier) sample(f *finding, b []byte, noRedact bool) string {
 	if noRedact {
 		return profile.Sanitize(oneLine(payload))
 	}
-	return redactAs(kind, payload)
+	return profile.Sanitize(redactAs(kind, payload))
 }
 
 // oneLine folds line breaks and indentation, so that a sample stays a line.
@@ -197,11 +197,16 @@ func redactStartLine(line []byte) string {
 	words := strings.Split(string(line), " ")
 	for i, w := range words {
 		method := i == 0 && isMethod(w)
-		if !method && !(strings.HasPrefix(w, "HTTP/") && len(w) <= 8) {
+		if !method && !isProtocol(w) {
 			words[i] = redactText([]byte(w))
 		}
 	}
 	return strings.Join(words, " ")
+}
+
+func isProtocol(w string) bool {
+	version, ok := strings.CutPrefix(w, "HTTP/")
+	return ok && len(version) <= 3 && strings.Trim(version, "0123456789.") == ""
 }
 
 func isMethod(w string) bool {
