@@ -85,6 +85,9 @@ func (e *rangeEntry) decode() (Range, error) {
 	if !ok || e.Start >= e.End {
 		return Range{}, fmt.Errorf("range %#x-%#x with rights %.8q makes no sense", uint64(e.Start), uint64(e.End), e.Perms)
 	}
+	if !e.Kind.known() {
+		return Range{}, fmt.Errorf("range %#x-%#x is of unknown kind %.20q", uint64(e.Start), uint64(e.End), string(e.Kind))
+	}
 	return Range{Start: uint64(e.Start), End: uint64(e.End), Perms: perms, Offset: e.Offset, Dev: Dev{e.Major, e.Minor},
 		Inode: e.Inode, Path: e.Path, Deleted: e.Deleted, Kind: e.Kind}, nil
 }

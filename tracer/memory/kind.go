@@ -19,6 +19,14 @@ const (
 	KindKernel      Kind = "kernel"        // [vdso], [vvar], [vsyscall], [uprobes]
 )
 
+func (k Kind) known() bool {
+	switch k {
+	case KindHeap, KindArena, KindThreadStack, KindStack, KindAnonymous, KindLibraryData, KindFile, KindShared, KindReserved, KindKernel:
+		return true
+	}
+	return false
+}
+
 // arenaSize is the size and alignment of a glibc arena on 64-bit machines (HEAP_MAX_SIZE).
 const arenaSize = 64 << 20
 
