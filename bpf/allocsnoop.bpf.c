@@ -238,6 +238,14 @@ static __always_inline void put_back(struct proc *p, struct call *c)
 		return;
 	if (!live_put(p->key, c->func.kind, c->addr, &c->old, false))
 		book_free(p->key, c->func.kind, &c->old);
+	row_taken(p->key, c->func.kind, c->old.stack, -1);
+}
+
+/* free_old books the end of the block that a realloc had taken out. */
+static __always_inline void free_old(struct proc *p, struct call *c)
+{
+	book_free(p->key, c->func.kind, &c->old);
+	row_taken(p->key, c->func.kind, c->old.stack, -1);
 }
 
 /*
@@ -368,10 +376,12 @@ static __always_inline void take_old(struct proc *p, struct call *c, __u64 addr)
 	c->addr = addr;
 	if (!addr)
 		return;
-	if (live_take(p->key, c->func.kind, addr, &c->old))
+	if (live_take(p->key, c->func.kind, addr, &c->old)) {
 		c->flags |= CALL_TOOK_OLD;
-	else
+		row_taken(p->key, c->func.kind, c->old.stack, 1);
+	} else {
 		c->flags |= CALL_UNKNOWN;
+	}
 }
 
 /* wrap remembers the size that a call of OP_WRAP was asked for. */
@@ -586,7 +596,6 @@ static __always_inline void alloc_returned(struct proc *p, struct call *c, __u64
 
 static __always_inline void realloc_returned(struct proc *p, struct call *c, __u64 result)
 {
-	__u32 kind = c->func.kind;
 	bool freed = !c->new.size && c->func.flags &FUNC_ZERO_FREES;
 
 	if (c->out)
@@ -600,7 +609,7 @@ static __always_inline void realloc_returned(struct proc *p, struct call *c, __u
 		}
 	}
 	if (c->flags & CALL_TOOK_OLD)
-		book_free(p->key, kind, &c->old);
+		free_old(p, c);
 	else if (c->flags & CALL_UNKNOWN && !sampling) {
 		/* A block from before the trace is not a new leak of its full size. */
 		if (p->flags & PROC_FORKED || result)
@@ -626,7 +635,7 @@ static __always_inline void expand_returned(struct proc *p, struct call *c, __u6
 		put_back(p, c);
 		return;
 	}
-	book_free(p->key, c->func.kind, &c->old);
+	free_old(p, c);
 	add_block(p, c, c->addr);
 }
 

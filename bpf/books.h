@@ -158,6 +158,27 @@ static __always_inline void book_free(__u64 proc, __u32 kind, struct block *b)
 	__sync_fetch_and_add(&r->free_objects, weight_of(b->prob));
 }
 
+/* Global functions are verified once, not anew for each call. They take no pointers before 5.12. */
+#ifdef NO_TASK_STORAGE
+#define CHECKED_ONCE static __always_inline
+#else
+#define CHECKED_ONCE __attribute__((noinline))
+#endif
+
+/*
+ * row_taken notes that a realloc under way holds a block of the stack, or (-1) no longer does. Where no row stands for
+ * it, nothing does.
+ */
+CHECKED_ONCE int row_taken(__u64 proc, __u32 kind, __u64 stack, __u32 change)
+{
+	struct row_key k = {.proc = proc, .stack = stack, .kind = kind};
+	struct row *r = bpf_map_lookup_elem(&rows_of_stacks, &k);
+
+	if (r)
+		__sync_fetch_and_add(&r->taken, change);
+	return 0;
+}
+
 /*
  * live_take takes a block out of the live map into b, without touching the
  * rows. The value is read before the delete: afterwards it may belong to
@@ -182,13 +203,6 @@ static __always_inline bool live_since(__u64 proc, __u32 kind, __u64 addr, __u64
 
 	return v && v->time > time;
 }
-
-/* Global functions are verified once, not anew for each call. They take no pointers before 5.12. */
-#ifdef NO_TASK_STORAGE
-#define CHECKED_ONCE static __always_inline
-#else
-#define CHECKED_ONCE __attribute__((noinline))
-#endif
 
 /*
  * make_room is called when the live map is full. Where that is allowed it asks

@@ -170,7 +170,7 @@ type CurrentRow struct {
 	FreeBytes    uint64
 	FreeObjects  uint64
 	Sent         uint32
-	Pad          uint32
+	Taken        uint32
 }
 
 type CurrentRowKey struct {

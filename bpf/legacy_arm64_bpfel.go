@@ -63,7 +63,7 @@ type LegacyRow struct {
 	FreeBytes    uint64
 	FreeObjects  uint64
 	Sent         uint32
-	Pad          uint32
+	Taken        uint32
 }
 
 type LegacyRowKey struct {

@@ -120,7 +120,7 @@ struct row {
 	__u64 free_bytes;
 	__u64 free_objects; /* x 2^WEIGHT_SHIFT */
 	__u32 sent;	    /* the frames are in user space */
-	__u32 pad;
+	__u32 taken;	    /* blocks that reallocs under way hold: in no book's live map until they end */
 };
 
 /* Named ways to lose, cut or miss something; enum order is the index. */

@@ -58,6 +58,12 @@ func (t *Tracer) addCounters(s *profile.Snapshot, lostStacks int) {
 		})
 		s.LossStated = true
 	}
+	if n := len(t.audit.wrong); n > 0 {
+		s.Losses = append(s.Losses, profile.Counter{
+			Name: booksWrong, Count: uint64(n), Meaning: "call stacks whose books are not the sum of their blocks: a fault of allocsnoop, please report it",
+		})
+		s.LossStated = true
+	}
 	for _, e := range t.tables.Stats().Evicted {
 		s.Events = append(s.Events, profile.Event{At: s.Duration(), Text: fmt.Sprintf("unwind table of %s gave way to others (--max-table-mb)", e)})
 	}

@@ -42,6 +42,9 @@ type Options struct {
 	MaxProcs    uint32 // processes at one time; 1,024
 	MaxTableMiB uint64 // memory of the unwind tables; 64
 
+	// CheckEvery is how often the books are checked against the blocks in use; 10 s, or more where that would cost much.
+	CheckEvery time.Duration
+
 	// Definitions are functions of the user's own.
 	Definitions []allocator.Definition
 
@@ -65,6 +68,9 @@ func (o Options) withDefaults() Options {
 	def(&o.MaxProcs, 1024)
 	if o.MaxTableMiB == 0 {
 		o.MaxTableMiB = 64
+	}
+	if o.CheckEvery == 0 {
+		o.CheckEvery = 10 * time.Second
 	}
 	if o.SampleBytes == 0 {
 		o.SampleBytes = 512 << 10

@@ -100,14 +100,9 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 		t.thinning.Lock()
 		defer t.thinning.Unlock()
 	}
-	rows := map[bpf.RowKey]bpf.Row{}
-	err := eachEntry(t.programs.RowsOfStacks, func(k *bpf.RowKey, r *bpf.Row) {
-		if r.AllocObjects != 0 {
-			rows[*k] = *r
-		}
-	})
+	rows, err := t.readRows()
 	if err != nil {
-		return nil, fmt.Errorf("read the books: %w", err)
+		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,9 +122,11 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 		t.addRegions(books, m, live)
 	}
 	if live {
-		if err := t.addLive(books); err != nil {
+		sums, err := t.addLive(books)
+		if err != nil {
 			return nil, err
 		}
+		t.compare(rows, sums)
 	}
 	for k, b := range books {
 		if m := t.members[k.proc]; m != nil && m.execed {
@@ -141,6 +138,19 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 		}
 	}
 	return books, nil
+}
+
+func (t *Tracer) readRows() (map[bpf.RowKey]bpf.Row, error) {
+	rows := map[bpf.RowKey]bpf.Row{}
+	err := eachEntry(t.programs.RowsOfStacks, func(k *bpf.RowKey, r *bpf.Row) {
+		if r.AllocObjects != 0 {
+			rows[*k] = *r
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the books: %w", err)
+	}
+	return rows, nil
 }
 
 // objects rounds a sum of weights, kept in units of 2^-20, to whole blocks.
@@ -207,10 +217,14 @@ func age(now, then uint64) time.Duration {
 	return time.Duration(now - then)
 }
 
-// addLive walks the blocks in use for their ages and, when sampled, for the variance of the estimates.
-func (t *Tracer) addLive(books map[bookKey]*book) error {
+// addLive walks the blocks in use for their ages and, when sampled, for the variance of the estimates. It returns the sum
+// of each row's blocks.
+func (t *Tracer) addLive(books map[bookKey]*book) (map[bpf.RowKey]held, error) {
 	now := t.nowNS()
+	sums := map[bpf.RowKey]held{}
 	err := eachEntry(t.programs.Live, func(k *bpf.LiveKey, v *bpf.Block) {
+		row := rowOf(k, v)
+		sums[row] = sums[row].with(v)
 		b := books[bookKey{stackKey{k.Proc, v.Stack}, t.kinds.name(uint32(k.Addr >> kindShift)), ""}]
 		if b == nil {
 			return
@@ -230,9 +244,9 @@ func (t *Tracer) addLive(books map[bookKey]*book) error {
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("walk the blocks in use: %w", err)
+		return nil, fmt.Errorf("walk the blocks in use: %w", err)
 	}
-	return nil
+	return sums, nil
 }
 
 // eachEntry visits a hash map in batches, and one by one where the kernel has no batches.

@@ -71,6 +71,7 @@ type Tracer struct {
 	closing     sync.WaitGroup
 	budget      budget
 	adjustments map[bpf.RowKey]adjustment
+	audit       audit
 	thinning    sync.Mutex // held while the live map is thinned; taken before mu
 }
 
@@ -86,6 +87,7 @@ func New(o Options) (*Tracer, error) {
 		members: map[uint64]*member{}, current: map[int]*member{}, stacks: map[stackKey]*stack{},
 		contents:    map[bookKey][]profile.Content{},
 		adjustments: map[bpf.RowKey]adjustment{},
+		audit:       audit{wrong: map[bpf.RowKey]bool{}},
 		done:        make(chan struct{}),
 	}
 	if err := t.prepare(); err != nil {

@@ -33,6 +33,7 @@ type traceFlags struct {
 	olderThan            time.Duration
 	keep                 int
 	out, readyFile       string
+	checkEvery           time.Duration
 	json, debug          bool
 	mode                 string
 	sampleBytes          string
@@ -79,6 +80,7 @@ func (f *traceFlags) add(cmd *cobra.Command) {
 	s.BoolVar(&f.blocks, "blocks", false, "keep the addresses of the blocks in use in the profile, for inspect --stack")
 	s.BoolVar(&f.noInlines, "no-inlines", false, "do not name inlined calls")
 	s.StringVar(&f.readyFile, "ready-file", "", "`FILE` to create once the probes are live")
+	s.DurationVar(&f.checkEvery, "check-every", 10*time.Second, "how often the books are checked against the blocks in use")
 	s.BoolVar(&f.debug, "debug", false, "print what only developers want to know")
 }
 
@@ -86,6 +88,7 @@ func (f *traceFlags) options(changed func(flag string) bool) (tracer.Options, er
 	o := tracer.Options{
 		Children: !f.targets.noChildren, OlderThan: f.olderThan, Guard: guardArgs(),
 		MaxLive: f.maxLive, MaxStacks: f.maxStacks, MaxFrames: f.maxFrames, MaxTableMiB: f.maxTableMB,
+		CheckEvery: f.checkEvery,
 	}
 	switch f.mode {
 	case "", "exact":
@@ -430,6 +433,7 @@ func (r *traceRun) wait(ctx context.Context) (interrupted bool) {
 			}
 			r.progress.show(r.tracer, elapsed, r.flags.duration)
 			r.warnOf(r.tracer.Note())
+			r.warnOf(r.tracer.Check())
 			r.warnOf(r.tracer.Control())
 		}
 	}
