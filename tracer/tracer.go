@@ -370,7 +370,7 @@ func (t *Tracer) Probing() error {
 		return nil
 	}
 	return fmt.Errorf("%w: no file of the target defines an allocator that is known (a Go program without cgo has none: "+
-		"use its own pprof endpoint); --mode growth works without, and --alloc and --free name functions of your own", ErrNothingToProbe)
+		"use its own pprof endpoint; a static program that was stripped has no names left); --mode growth works without, and --alloc and --free name functions of your own", ErrNothingToProbe)
 }
 
 // Announcement says what the trace costs in memory and what it has probed, in one line.
