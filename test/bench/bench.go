@@ -81,7 +81,10 @@ func (o Options) settling() time.Duration {
 	return 2500 * time.Millisecond
 }
 
-const alone = "alone"
+const (
+	alone        = "alone"
+	budgetedName = "default (5 % budget), after 2.5 s"
+)
 
 // contenders lists allocsnoop's modes and the tools that people use for the same question.
 func (o Options) contenders() []contender {
@@ -90,7 +93,7 @@ func (o Options) contenders() []contender {
 			return o.attachAllocsnoop(ctx, dir, pid, args...)
 		}}
 	}
-	budgeted := mode("default (5 % budget), after 2.5 s")
+	budgeted := mode(budgetedName)
 	budgeted.settles = true
 	return []contender{
 		{name: alone},

@@ -17,7 +17,7 @@ func TestSmoke(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, contender := range []string{"growth", "sample", "exact", "default"} {
+			for _, contender := range []string{"growth", "sample", "exact", budgetedName, sampleFloor, exactFloor} {
 				if strings.Contains(section.Text, "| "+contender+" | allocsnoop") {
 					t.Errorf("%s could not be measured:\n%s", contender, section.Text)
 				}
@@ -68,6 +68,22 @@ func TestTableDividesByEachBaseline(t *testing.T) {
 | missing | not / installed here |
 `
 	if diff := cmp.Diff(want, compareTable(all, "ns", "slow tool")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestGoalsSayWhetherTheyAreMet(t *testing.T) {
+	all := []series{{name: "alone", values: []float64{10, 20, 40}}, {name: "exact", values: []float64{20, 50, 80}}}
+	want := `- a: 2 (2 to 2.5), goal at most 2: met
+- b: 2 (2 to 2.5), goal at most 1.9: **missed**
+- c: 2 (2 to 2.5), goal at least 2.1: **missed**
+- d: not measured
+`
+	got := goals([]goal{
+		atMost("a", all, "exact", "alone", 2), atMost("b", all, "exact", "alone", 1.9), atLeast("c", all, "exact", "alone", 2.1),
+		atMost("d", all, "heaptrack", "alone", 1),
+	})
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -40,6 +40,54 @@ func compareTable(all []series, unit, reference string) string {
 	return text.String()
 }
 
+// goal is a ratio that the project has set itself.
+type goal struct {
+	what   string
+	ratios []float64
+	limit  float64
+	least  bool // else most
+}
+
+func atMost(what string, all []series, name, reference string, limit float64) goal {
+	g := goal{what: what, limit: limit}
+	if s, ref := find(all, name), find(all, reference); s != nil && ref != nil {
+		g.ratios = ratios(s.values, ref.values)
+	}
+	return g
+}
+
+func atLeast(what string, all []series, name, reference string, limit float64) goal {
+	g := atMost(what, all, name, reference, limit)
+	g.least = true
+	return g
+}
+
+// String says what was measured and whether that is what was wanted.
+func (g goal) String() string {
+	if len(g.ratios) == 0 {
+		return g.what + ": not measured"
+	}
+	got, word := median(g.ratios), "at most"
+	met := got <= g.limit
+	if g.least {
+		word, met = "at least", got >= g.limit
+	}
+	verdict := "**missed**"
+	if met {
+		verdict = "met"
+	}
+	return fmt.Sprintf("%s: %.3g (%s), goal %s %.3g: %s", g.what, got, spread(g.ratios, "%.3g"), word, g.limit, verdict)
+}
+
+// goals is a list of them in the document.
+func goals(list []goal) string {
+	var text strings.Builder
+	for _, g := range list {
+		fmt.Fprintf(&text, "- %s\n", g)
+	}
+	return text.String()
+}
+
 func writeAxisRow(text *strings.Builder, label string, all []series) {
 	if len(all[1].values) == 0 || len(all[0].values) == 0 {
 		fmt.Fprintf(text, "| %s | %s |\n", label, cell(all[0].note+all[1].note))

@@ -118,11 +118,17 @@ func runPairs(ctx context.Context, o Options) (Section, error) {
 		if err != nil {
 			return err
 		}
-		all := o.rounds(o.contenders(), func(c contender) (float64, error) {
+		all := o.rounds(append(o.contenders(), floors()...), func(c contender) (float64, error) {
 			return o.measurePair(ctx, pairs, c, fiveFrames, 0)
 		})
 		section.Text = "CPU time of the target for one `malloc(64)` and its `free`, in a stack of 7 frames.\n\n" +
-			compareTable(all, "ns a pair", bpftraceName) + model(all)
+			compareTable(all, "ns a pair", bpftraceName) + "\n" + goals([]goal{
+			atMost("exact, of bpftrace's price", all, "exact", bpftraceName, 1./4),
+			atMost("sample, of bpftrace's price", all, "sample", bpftraceName, 1./8),
+			atMost("growth, of the untraced price", all, "growth", alone, 1.01),
+			atMost("the probes alone under exact, of bpftrace's price", all, exactFloor, bpftraceName, 1./4),
+			atMost("the probes alone under sample, of bpftrace's price", all, sampleFloor, bpftraceName, 1./8),
+		}) + model(all)
 		return nil
 	})
 	return section, err
@@ -190,10 +196,14 @@ func runService(ctx context.Context, o Options) (Section, error) {
 		}
 		perSecond, p99, cpu = append(perSecond, a), append(p99, b), append(cpu, one)
 	}
+	met := goals([]goal{
+		atLeast("growth, of the untraced requests a second", perSecond, "growth", alone, 0.99),
+		atMost("the default's CPU time a request, of the untraced", cpu, budgetedName, alone, 1.05),
+	})
 	section.Text = fmt.Sprintf("One worker at full load by 8 connections, %d requests a measurement; each makes a session record"+
 		" and frees it.\n\nRequests a second:\n\n%s\nThe slowest hundredth, milliseconds:\n\n%s\nThe worker's CPU time a"+
-		" request, microseconds:\n\n%s", o.Requests, compareTable(perSecond, "requests/s", ""), compareTable(p99, "p99 ms", ""),
-		compareTable(cpu, "us a request", ""))
+		" request, microseconds:\n\n%s\n%s", o.Requests, compareTable(perSecond, "requests/s", ""), compareTable(p99, "p99 ms", ""),
+		compareTable(cpu, "us a request", ""), met)
 	return section, nil
 }
 
