@@ -36,7 +36,7 @@ var labels = []struct {
 	{"freed_at_exit", map[string]profile.Class{"table_entry": profile.Churn}},
 }
 
-// All programs at once, traced by one allocsnoop. VERDICT_RUNS=10 is the measurement of docs/architecture.md.
+// All programs at once, traced by one allocsnoop. VERDICT_RUNS=10 is the measurement of docs/benchmarks.md.
 func TestLabelledProgramsGetTheirVerdict(t *testing.T) {
 	runs, _ := strconv.Atoi(os.Getenv("VERDICT_RUNS"))
 	program := live.CompileC(t, "testdata/programs.c")
