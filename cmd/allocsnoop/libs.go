@@ -153,7 +153,7 @@ func useHugePages(files []string) {
 		}
 	}
 	const inMemory = 50 // bytes of a byte of a profile of many stacks, which is packed
-	room := make([]byte, min(bytes*inMemory, 1<<30))
+	room := make([]byte, min(bytes*inMemory, 512<<20))
 	if len(room) < 4<<20 {
 		return
 	}
