@@ -15,6 +15,7 @@ type summary struct {
 	Mode   string
 	Losses []struct{ Name string }
 	Events []struct {
+		At   float64 `json:"at_seconds"`
 		Text string
 	}
 	Totals []struct {
