@@ -313,7 +313,9 @@ static void resize(struct slot *slot, uint64_t *state)
 		return;
 	if (b.row == &row_rallocx)
 		b.size += !size;
-	put(slot, b, SIZED);
+	// tcmalloc keeps a block that shrinks a little, and takes a size that it is told on trust: the block would get into the
+	// list of smaller ones.
+	put(slot, b, tc_malloc ? 0 : SIZED);
 	if (!booked && attached) { // the realloc of an unknown block is unknown
 		COUNT(b.row->alloc_objects, -1);
 		COUNT(b.row->alloc_bytes, -(int64_t)b.size);
