@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 	"time"
@@ -44,10 +45,16 @@ func (t *Tracer) onEvent(raw []byte) {
 }
 
 func (t *Tracer) tryRefresh(m *member) {
-	if err := t.refresh(m); err != nil && !gone(m.pid) {
+	if err := t.refresh(m); err != nil && !ended(m.pid, err) {
 		t.options.Warn(err.Error())
 	}
 }
+
+// ErrEnded is what the error of Add wraps when the process has ended meanwhile.
+var ErrEnded = errors.New("the process has ended")
+
+// ended tells whether an error of a process is that it ends. The kernel says so before its state does.
+func ended(pid int, err error) bool { return errors.Is(err, unix.ESRCH) || gone(pid) }
 
 // gone tells whether a process has ended or is about to: then what could not be read of it is no news.
 func gone(pid int) bool {

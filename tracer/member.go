@@ -42,7 +42,7 @@ type member struct {
 	marked bool            // the BPF side knows that they are
 	opened map[*probe]bool // of the process: they outlive exec
 	placed map[*probe]bool // whose places in this image are noted
-	// objects of the mappings, and the code of allocator functions: what such code maps is internal.
+	// objects of the mappings, and the code of allocators: what such code maps is internal.
 	objects    map[*profile.Mapping]*object
 	allocators []codeRange
 	locations  map[uint64]*profile.Location
@@ -272,7 +272,13 @@ func (t *Tracer) defineFunction(m *member, a allocator.Probe, o *object, at []*m
 		if !ok {
 			continue
 		}
-		m.allocators = append(m.allocators, codeRange{entry, entry + max(a.Length, 1)})
+		code := codeRange{entry, entry + max(a.Length, 1)}
+		if a.AllocatorOnly {
+			code = codeRange{r.Start, r.End}
+		}
+		if !slices.Contains(m.allocators, code) {
+			m.allocators = append(m.allocators, code)
+		}
 		if err := t.probes.address(p, m.pid, entry+a.Place.Offset); err != nil {
 			return nil, err
 		}

@@ -214,12 +214,19 @@ const maxThreads = 256
 // later inherit them.
 func (s *probes) openAll(list []*probe, pid int) ([]io.Closer, error) {
 	var hooks []io.Closer
+	var ended error
 	for _, tid := range s.threads(pid) {
 		fresh, err := s.openThread(list, tid)
 		hooks = append(hooks, fresh...)
-		if err != nil && (tid == pid || !errors.Is(err, unix.ESRCH)) {
+		switch {
+		case errors.Is(err, unix.ESRCH): // the main thread too may end before the others
+			ended = err
+		case err != nil:
 			return nil, errors.Join(fmt.Errorf("probe process %d: %w", pid, err), closeAll(hooks))
 		}
+	}
+	if len(hooks) == 0 && ended != nil {
+		return nil, fmt.Errorf("probe process %d: %w", pid, ended)
 	}
 	return hooks, nil
 }

@@ -177,7 +177,11 @@ func (t *Tracer) Add(pid int) error {
 	}
 	m := newMember((monotonic()>>10)<<32|uint64(uint32(pid)), pid)
 	m.identify()
-	return t.admit(m)
+	err := t.admit(m)
+	if err != nil && ended(pid, err) {
+		return fmt.Errorf("%w: %w", ErrEnded, err)
+	}
+	return err
 }
 
 // wasBorn tells whether the BPF side follows a process already: a child whose fork has yet to arrive here. Another key would

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/allocsnoop/allocsnoop/profile"
@@ -35,7 +36,7 @@ func (s *service) follow(ctx context.Context, finder *target.Finder, t *tracer.T
 		if c.Kind != target.Joined || target.Check(memory.FS{}, c.Process.PID) != nil {
 			return
 		}
-		if err := t.Add(c.Process.PID); err != nil {
+		if err := t.Add(c.Process.PID); err != nil && !errors.Is(err, tracer.ErrEnded) {
 			warn(fmt.Sprintf("process %s joined (%s) and is not traced: %v", c.Process.String(), c.Why, err))
 		}
 	})

@@ -322,7 +322,7 @@ func (r *traceRun) join() error {
 		case err == nil:
 		case r.service == nil:
 			return explainTarget(p.PID, err)
-		default:
+		case !errors.Is(err, tracer.ErrEnded):
 			r.progress.warn(fmt.Sprintf("process %s is not traced: %v", p.String(), err))
 		}
 	}

@@ -46,7 +46,11 @@ func TestFunctionsThatOneAllocatorHas(t *testing.T) {
 			continue
 		}
 		t.Run(a.name, func(t *testing.T) {
-			rows, result := traceGo(t, a.start(t, a.compile(t, "native.c")))
+			var args []string
+			if a.preload == "" {
+				args = []string{"linked"}
+			}
+			rows, result := traceGo(t, a.start(t, a.compile(t, "native.c"), args...))
 			requireLossless(t, result)
 			a.compare(t, result.Profile, rows)
 		})

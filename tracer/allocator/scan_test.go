@@ -268,6 +268,11 @@ func TestSelectProbesEachFileOnceAndNamesWhatIsInForce(t *testing.T) {
 	if got, want := len(plan.Probes), len(libc.Found)+len(je.Found); got != want {
 		t.Errorf("%d probes, want %d", got, want)
 	}
+	for _, p := range plan.Probes {
+		if want := p.Path == "/lib/libjemalloc.so.2"; p.AllocatorOnly != want {
+			t.Errorf("%s of %s: a library that is an allocator and nothing else: %t", p.Name, p.Path, p.AllocatorOnly)
+		}
+	}
 	if diff := cmp.Diff([]string{"/lib/broken.so: not looked into: permission denied"}, plan.Notes); diff != "" {
 		t.Error(diff)
 	}

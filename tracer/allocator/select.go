@@ -31,6 +31,8 @@ type Probe struct {
 	// OpenPath is a path of this machine for attaching.
 	OpenPath string
 	BuildID  string
+	// AllocatorOnly is whether its file is an allocator's own library: whatever code in it maps is for blocks.
+	AllocatorOnly bool
 	Found
 }
 
@@ -118,7 +120,7 @@ func (p *Plan) add(m MappedFile) {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s is patched in memory and not probed: its blocks are not seen", m.Path, f.Name))
 			continue
 		}
-		p.Probes = append(p.Probes, Probe{ID: m.ID, Path: m.Path, OpenPath: m.OpenPath, BuildID: m.BuildID, Found: f})
+		p.Probes = append(p.Probes, Probe{ID: m.ID, Path: m.Path, OpenPath: m.OpenPath, BuildID: m.BuildID, AllocatorOnly: isAllocatorOnly(m.File), Found: f})
 	}
 }
 
@@ -187,6 +189,16 @@ func (p *Plan) withoutThrowing(why string, match func(Probe) bool) {
 
 // Throws reports whether an exception may leave the function while its return is probed.
 func (p Probe) Throws() bool { return p.Flags&MayThrow != 0 && p.Op.NeedsReturn() }
+
+// isAllocatorOnly picks out libjemalloc.so.2 and libmimalloc-secure.so.2: not programs and libraries that have such an
+// allocator linked into them. libtcmalloc has a mmap in it that the program's own calls go through.
+func isAllocatorOnly(f *File) bool {
+	switch f.Family {
+	case FamilyJemalloc, FamilyMimalloc:
+		return strings.HasPrefix(f.SONAME, "lib"+string(f.Family))
+	}
+	return false
+}
 
 // isLoader: glibc's ld.so had a minimal malloc of its own up to 2.33. musl's loader is its libc.
 func isLoader(f *File) bool {

@@ -106,10 +106,36 @@ static void mimalloc(void)
 	}
 }
 
-int main(void)
+// What an allocator maps outside of its functions that make blocks is of no other kind all the same: blocks will be in it.
+ROW(unasked, "malloc", "");
+SITE void *site_unasked(void *unused)
 {
+	size_t size = sizeof(unsigned);
+	unsigned arena;
+
+	if (mallctl)
+		check(!mallctl("arenas.create", &arena, &size, NULL, 0), "arenas.create");
+	if (mi_reserve_os_memory)
+		check(!mi_reserve_os_memory(64 << 20, 1, 1) && mi_heap_get_default(), "mi_reserve_os_memory");
+	return unused;
+}
+
+static void unasked(void)
+{
+	pthread_t thread;
+
+	check(!pthread_create(&thread, NULL, site_unasked, NULL), "pthread_create");
+	check(!pthread_join(thread, NULL), "pthread_join");
+}
+
+int main(int argc, char **argv)
+{
+	int linked = argc > 1 && !strcmp(argv[1], "linked"); // into the program: nobody knows where the allocator's code ends
+
 	say("ready\n");
 	wait_for("go");
+	if (!linked)
+		unasked();
 	if (mallocx)
 		jemalloc();
 	else if (tc_malloc)

@@ -12,6 +12,7 @@ WEAK void *rallocx(void *, size_t, int);
 WEAK size_t xallocx(void *, size_t, size_t, int);
 WEAK void dallocx(void *, int);
 WEAK void sdallocx(void *, size_t, int);
+WEAK int mallctl(const char *, void *, size_t *, void *, size_t);
 WEAK void *tc_malloc(size_t);
 WEAK void *tc_calloc(size_t, size_t);
 WEAK void *tc_realloc(void *, size_t);
@@ -32,6 +33,7 @@ WEAK void mi_free(void *);
 WEAK void mi_free_size(void *, size_t);
 WEAK void *mi_heap_get_default(void);
 WEAK void *mi_heap_malloc(void *, size_t);
+WEAK int mi_reserve_os_memory(size_t, int, int);
 
 #ifdef __cplusplus
 }
