@@ -140,7 +140,7 @@ type reconciliationJSON struct {
 }
 
 func figures(ao, ab, fo, fb int64, varObjects, varBytes float64) figuresJSON {
-	return figuresJSON{ab - fb, ao - fo, ab, ao, fb, fo, errorBar(varBytes), errorBar(varObjects)}
+	return figuresJSON{ab - fb, ao - fo, ab, ao, fb, fo, ErrorBar(ab-fb, varBytes), ErrorBar(ao-fo, varObjects)}
 }
 
 func totalToJSON(t Total) totalJSON {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -233,5 +234,34 @@ func TestManyProcessesThatEndedAreSummedUp(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "event 8\n") || strings.Contains(out.String(), "event 92\n") {
 		t.Errorf("the summary names all events\n%s", out.String())
+	}
+}
+
+// The interval holds the truth as often as it says with many samples and with few: counted over all outcomes of the
+// sampling, each block being taken by itself.
+func TestErrorBarHoldsTheTruthWithFewSamplesToo(t *testing.T) {
+	for _, tt := range []struct {
+		blocks int
+		p      float64
+	}{{100, 0.07}, {200, 0.07}, {300, 0.07}, {1009, 0.0722}, {4000, 0.07}, {20011, 0.015}, {503, 0.5}} {
+		const size = 997
+		covered := 0.0
+		for k := range tt.blocks + 1 {
+			n, x := float64(tt.blocks), float64(k)
+			estimate, variance := x*size/tt.p, x*size*size*(1-tt.p)/(tt.p*tt.p)
+			if math.Abs(estimate-n*size) > float64(ErrorBar(int64(estimate), variance)) {
+				continue
+			}
+			all, _ := math.Lgamma(n + 1)
+			taken, _ := math.Lgamma(x + 1)
+			left, _ := math.Lgamma(n - x + 1)
+			covered += math.Exp(all - taken - left + x*math.Log(tt.p) + (n-x)*math.Log1p(-tt.p))
+		}
+		if covered < 0.95 || covered > 0.98 {
+			t.Errorf("%d blocks taken with %v: the interval holds the truth in %.2f %% of the cases, want 95 to 98", tt.blocks, tt.p, 100*covered)
+		}
+	}
+	if got := ErrorBar(1<<40, 0); got != 0 {
+		t.Errorf("an exact figure has an error of %d", got)
 	}
 }

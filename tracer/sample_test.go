@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/allocsnoop/allocsnoop/profile"
 )
 
 func TestBucketsHoldTheirSizes(t *testing.T) {
@@ -64,7 +66,7 @@ func TestSampledFiguresAreUnbiasedAndTheirErrorBarsHold(t *testing.T) {
 				e := (estimate - truth) / truth
 				errors += e
 				squares += e * e
-				if math.Abs(estimate-truth) <= 1.96*math.Sqrt(variance) {
+				if math.Abs(estimate-truth) <= float64(profile.ErrorBar(int64(estimate), variance)) {
 					covered++
 				}
 			}

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/allocsnoop/allocsnoop/profile"
 )
 
 func TestHalvingIntervalHalves(t *testing.T) {
@@ -160,5 +162,5 @@ func (m *modelMap) result() (e, bar float64) {
 		p := share(b.prob)
 		variance += float64(b.size) * float64(b.size) * (1 - p) / (p * p)
 	}
-	return (m.books - m.truth) / m.truth, 1.96 * math.Sqrt(variance) / m.truth
+	return (m.books - m.truth) / m.truth, float64(profile.ErrorBar(int64(m.books), variance)) / m.truth
 }

@@ -7,7 +7,6 @@ package view
 
 import (
 	"cmp"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -66,7 +65,7 @@ type processRow struct {
 type totalRow struct {
 	Kind   string   `json:"kind"`
 	Values [4]int64 `json:"values"`
-	Error  int64    `json:"error"`
+	Error  uint64   `json:"error"`
 }
 
 type verdictRow struct {
@@ -102,7 +101,7 @@ type stackRow struct {
 	Kind   string       `json:"kind"`
 	Values [4]int64     `json:"values"`
 	Owner  string       `json:"owner"`
-	Error  int64        `json:"error"`
+	Error  uint64       `json:"error"`
 	Course [][2]float64 `json:"course"`
 	Frames []int        `json:"frames"` // innermost first
 }
@@ -133,13 +132,14 @@ func newPage(in Input, served bool) *page {
 	}
 	for _, t := range profile.Totals(s.Stacks) {
 		p.Totals = append(p.Totals, totalRow{
-			string(t.Kind), [4]int64{t.AllocObjects, t.AllocBytes, t.AllocObjects - t.FreeObjects, t.AllocBytes - t.FreeBytes}, errorBar(t.InUseBytesVar),
+			string(t.Kind), [4]int64{t.AllocObjects, t.AllocBytes, t.AllocObjects - t.FreeObjects, t.AllocBytes - t.FreeBytes},
+			profile.ErrorBar(t.AllocBytes-t.FreeBytes, t.InUseBytesVar),
 		})
 	}
 	for _, g := range groups[:min(len(groups), maxRows)] {
 		p.Stacks = append(p.Stacks, stackRow{
 			string(g.Kind), [4]int64{g.AllocObjects, g.AllocBytes, g.InUseObjects(), g.InUseBytes()}, g.Owner().String(),
-			errorBar(g.InUseBytesVar), course(g.History, s.Duration(), g.InUseBytes()), b.frames(g.Frames),
+			profile.ErrorBar(g.InUseBytes(), g.InUseBytesVar), course(g.History, s.Duration(), g.InUseBytes()), b.frames(g.Frames),
 		})
 	}
 	var old []*profile.Group
@@ -162,8 +162,6 @@ func newPage(in Input, served bool) *page {
 	p.Frames = b.table
 	return p
 }
-
-func errorBar(variance float64) int64 { return int64(math.Round(1.96 * math.Sqrt(max(variance, 0)))) }
 
 func quality(s *profile.Snapshot) []string {
 	var out []string
