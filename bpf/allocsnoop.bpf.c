@@ -34,6 +34,8 @@ char LICENSE[] SEC("license") = "GPL";
 volatile __u32 gate = 0;
 /* calls of allocators are no longer booked, though mappings are: the budget did not allow it */
 volatile __u32 calls_shut = 0;
+/* number of the time that the books of calls are open: what a thread noted of its calls in another one holds no more */
+volatile __u32 window = 0;
 /* session probes have taken over from the pairs of entry and return probes */
 volatile __u32 sessions = 0;
 /* the programs know the function by attach cookie (5.15+), else by its address */
@@ -246,6 +248,22 @@ static __always_inline void free_old(struct proc *p, struct call *c)
 {
 	book_free(p->key, c->func.kind, &c->old);
 	row_taken(p->key, c->func.kind, c->old.stack, -1);
+}
+
+/* forget_calls begins a window. Blocks that reallocs had taken out when the last one ended went unfollowed since. */
+static __always_inline void forget_calls(struct proc *p, struct thread *t)
+{
+	for (__u32 i = 0; i < MAX_PENDING; i++) {
+		struct call *c = call_at(t, i);
+
+		if (i >= t->depth)
+			break;
+		if (c->flags & CALL_TOOK_OLD)
+			free_old(p, c);
+	}
+	t->depth = 0;
+	t->overflow = 0;
+	t->window = window;
 }
 
 /*
@@ -496,6 +514,8 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 			count(COUNT_THREAD_LOST);
 		return 1;
 	}
+	if (t->window != window)
+		forget_calls(p, t);
 	if (t->depth)
 		drop_stale(p, t, sp);
 	if (t->depth >= MAX_PENDING) {

@@ -215,7 +215,7 @@ type CurrentThread struct {
 	}
 	Syscall   [6]uint64
 	SyscallNr int32
-	Pad       uint32
+	Window    uint32
 	Unwind    struct {
 		_         structs.HostLayout
 		Pc        uint64
@@ -371,6 +371,7 @@ const (
 	CurrentVarUnwindMarkType   = "unwind_mark_type"
 	CurrentVarUnwindMaxFrames  = "unwind_max_frames"
 	CurrentVarUnwindNever      = "unwind_never"
+	CurrentVarWindow           = "window"
 )
 
 // LoadCurrent returns the embedded CollectionSpec for Current.
@@ -479,6 +480,7 @@ type CurrentVariableSpecs struct {
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
+	Window          *ebpf.VariableSpec `ebpf:"window"`
 }
 
 // CurrentObjects contains all objects after they have been loaded into the kernel.
@@ -572,6 +574,7 @@ type CurrentVariables struct {
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
+	Window          *ebpf.Variable `ebpf:"window"`
 }
 
 // CurrentPrograms contains all programs after they have been loaded into the kernel.

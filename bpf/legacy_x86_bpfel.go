@@ -100,7 +100,7 @@ type LegacyThread struct {
 	}
 	Syscall   [6]uint64
 	SyscallNr int32
-	Pad       uint32
+	Window    uint32
 }
 
 type LegacyUnwind struct {
@@ -228,6 +228,7 @@ const (
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
 	LegacyVarUnwindNever      = "unwind_never"
+	LegacyVarWindow           = "window"
 )
 
 // LoadLegacy returns the embedded CollectionSpec for Legacy.
@@ -335,6 +336,7 @@ type LegacyVariableSpecs struct {
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
+	Window          *ebpf.VariableSpec `ebpf:"window"`
 }
 
 // LegacyObjects contains all objects after they have been loaded into the kernel.
@@ -430,6 +432,7 @@ type LegacyVariables struct {
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
+	Window          *ebpf.Variable `ebpf:"window"`
 }
 
 // LegacyPrograms contains all programs after they have been loaded into the kernel.

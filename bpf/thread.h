@@ -50,7 +50,7 @@ struct thread {
 	struct wrap wrap;
 	__u64 syscall[6];
 	__s32 syscall_nr; /* -1: none that matters */
-	__u32 pad;
+	__u32 window;	  /* that the calls were entered in */
 #ifndef NO_TASK_STORAGE
 	struct unwind unwind;
 #endif

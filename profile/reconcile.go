@@ -48,7 +48,7 @@ func Reconcile(s *Snapshot) *Reconciliation {
 	return r
 }
 
-type rssBooks struct{ small, large, brk, mmap, chunks int64 }
+type rssBooks struct{ small, large, brk, mmap, chunks, unfollowed int64 }
 
 func bookOf(s *Snapshot) rssBooks {
 	var b rssBooks
@@ -59,6 +59,8 @@ func bookOf(s *Snapshot) rssBooks {
 			b.mmap += bytes
 		case stack.Kind == KindBrk:
 			b.brk += bytes
+		case stack.Kind == KindUnfollowed && stack.Label == "":
+			b.unfollowed += bytes
 		case stack.Kind != KindMalloc:
 		case blocks > 0 && bytes/blocks >= mmapThreshold:
 			b.large += bytes
@@ -75,6 +77,11 @@ func (r *Reconciliation) heap(change int64, b rssBooks, s *Snapshot) {
 	r.add("in use by traced stacks", b.small+b.large)
 	r.add("brk", b.brk)
 	rest := change - b.small - b.brk
+	if s.PartlyFollowed() {
+		r.add("in use when a window ended", b.unfollowed)
+		r.add("while the probes were out", rest-b.unfollowed)
+		return
+	}
 	if r.Estimated {
 		r.addHeapRest(rest, s.PreAttach.Frees > 0)
 		return

@@ -5,7 +5,10 @@
 // so figures of two kinds are never added up.
 package profile
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Kind says who handed out a block. Figures of different kinds are never added together.
 type Kind string
@@ -16,6 +19,8 @@ const (
 	KindMmap   Kind = "mmap"   // anonymous mappings that no allocator call made
 	KindBrk    Kind = "brk"    // program heap moved by the program itself
 	KindLuaJIT Kind = "luajit" // LuaJIT's garbage-collected objects
+	// KindUnfollowed are blocks of allocator functions that were in use when the probes went out: their ends were not seen.
+	KindUnfollowed Kind = "unfollowed"
 )
 
 // Snapshot is the state of one trace at one moment. Sizes are bytes. Pointers inside are shared: a Mapping or Location
@@ -55,6 +60,12 @@ type Snapshot struct {
 
 // Duration is the length of the trace.
 func (s *Snapshot) Duration() time.Duration { return s.Taken.Sub(s.Started) }
+
+// PartlyFollowed is whether the probes were in for a part of the time only: figures of allocator calls then hold for that
+// part, and say nothing of growth.
+func (s *Snapshot) PartlyFollowed() bool {
+	return slices.ContainsFunc(s.Stacks, func(k *Stack) bool { return k.Kind == KindUnfollowed })
+}
 
 // Process is one member of the traced service.
 type Process struct {

@@ -27,7 +27,7 @@ func WriteSummary(w io.Writer, s *Snapshot, opt SummaryOptions) error {
 	groups := GroupStacks(s.Stacks)
 	p.header(s, opt)
 	p.totals(s)
-	p.verdicts(JudgeGroups(s, groups))
+	p.verdicts(s, JudgeGroups(s, groups))
 	p.stacks(s, groups, cmp.Or(opt.Top, 10), cmp.Or(opt.Frames, 12))
 	p.quality(s)
 	p.reconciliation(Reconcile(s))

@@ -66,6 +66,9 @@ func Judge(s *Snapshot) []Verdict {
 
 // JudgeGroups is Judge for stacks that were grouped already.
 func JudgeGroups(s *Snapshot, groups []*Group) []Verdict {
+	if s.PartlyFollowed() {
+		groups = slices.DeleteFunc(slices.Clone(groups), func(g *Group) bool { return g.Kind != KindMmap && g.Kind != KindBrk })
+	}
 	var judged, small buckets
 	for i, class := range classes(s, groups) {
 		k := ownerKeyOf(groups[i])
@@ -563,12 +566,19 @@ func (v *Verdict) ConfidenceWord() string {
 // The summary shows so many verdicts of a class; churn is told in one line.
 const verdictsShown = 8
 
-func (p *printer) verdicts(verdicts []Verdict) {
-	if len(verdicts) == 0 {
+func (p *printer) verdicts(s *Snapshot, verdicts []Verdict) {
+	partly := s.PartlyFollowed()
+	if len(verdicts) == 0 && !partly {
 		return
 	}
 	p.blank()
 	p.line(text(bold, "Verdict"))
+	if partly {
+		p.line(text(plain, "  none on allocator calls, which were followed for a part of the time only: see what is unfollowed"))
+	}
+	if len(verdicts) == 0 {
+		return
+	}
 	byClass := map[Class][]Verdict{}
 	for _, v := range verdicts {
 		byClass[v.Class] = append(byClass[v.Class], v)

@@ -25,8 +25,7 @@ type budget struct {
 	stats   io.Closer                     // open while the kernel keeps run times
 	since   runStats                      // as they stood when it began to
 	waits   struct{ ran, waited float64 } // of the targets so far, in ns
-	cost    time.Duration                 // summed over all ticks
-	cpu     time.Duration                 // of the targets, summed over all ticks
+	spent   spent                         // over all ticks
 }
 
 // account is what had been used up at one moment.
@@ -51,57 +50,82 @@ type runStats struct {
 // Control is to be called often while the trace runs: when a tick is due it accounts for the cost of the trace, and steps
 // down where the budget asks for it. It also looks after processes whose end was missed.
 func (t *Tracer) Control() error {
+	open, err := t.control()
+	if open {
+		t.closing.Go(t.openWindow)
+	}
+	return err
+}
+
+func (t *Tracer) control() (open bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.endMissed()
 	if t.probes.sessionsForThrowing {
 		if err := t.updateGranted(); err != nil {
-			return err
+			return false, err
 		}
 	}
 	b := &t.budget
-	if t.options.Mode == Growth || time.Since(b.tick.at) < budgetTick || !t.stopped.IsZero() {
-		return nil
+	elapsed := time.Since(b.tick.at)
+	if t.options.Mode == Growth || elapsed < t.tickLength() || !t.stopped.IsZero() {
+		return false, nil
 	}
-	cost, cpu := t.settle()
+	tick := t.settle()
 	t.measurePrograms()
-	if t.options.MaxOverhead == 0 || cpu < leastCPU && cost < leastCPU {
-		return nil
+	if t.options.MaxOverhead == 0 {
+		return false, nil
 	}
-	// The traps are part of the target's time: what is measured above it is noise, and a budget of 100 % is no limit.
-	share := min(float64(cost)/float64(max(cpu, 1)), 1)
+	if t.windows.on {
+		return t.window(tick, elapsed)
+	}
+	if t.callsShut || tick.cpu < leastCPU && tick.cost < leastCPU {
+		return false, nil
+	}
 	if b.wait {
 		b.wait = false
-		return nil
+		return false, nil
 	}
-	if share <= t.options.MaxOverhead {
-		return nil
+	if tick.share() <= t.options.MaxOverhead {
+		return false, nil
 	}
 	b.wait = true
-	return t.stepDown(share)
+	return false, t.stepDown(tick, elapsed)
 }
 
 // settle accounts for the time since the last tick. The caller holds t.mu.
-func (t *Tracer) settle() (cost, cpu time.Duration) {
+func (t *Tracer) settle() spent {
 	b := &t.budget
 	now := t.account()
-	cost, cpu = b.spent(b.tick, now)
-	b.cost += cost
-	b.cpu += cpu
+	tick := b.between(b.tick, now)
+	b.spent = b.spent.plus(tick)
 	b.tick = now
-	return cost, cpu
+	return tick
 }
 
-// spent is what the probes cost between two moments, and the CPU time of the targets.
-func (b *budget) spent(from, to account) (cost, cpu time.Duration) {
+// spent is a cost of the trace, and the CPU time of the targets meanwhile, which the traps are a part of.
+type spent struct{ cost, cpu time.Duration }
+
+func (s spent) plus(o spent) spent { return spent{s.cost + o.cost, s.cpu + o.cpu} }
+
+func (s spent) times(f float64) spent {
+	return spent{time.Duration(f * float64(s.cost)), time.Duration(f * float64(s.cpu))}
+}
+
+// share is at most 1: what is measured above it is noise, and a budget of 100 % is no limit.
+func (s spent) share() float64 { return min(float64(s.cost)/float64(max(s.cpu, 1)), 1) }
+
+// between is what the probes cost between two moments, and the CPU time of the targets.
+func (b *budget) between(from, to account) spent {
 	run := b.program
-	cost = time.Duration(to.emulated-from.emulated)*(b.traps.emulated+run) +
+	cost := time.Duration(to.emulated-from.emulated)*(b.traps.emulated+run) +
 		time.Duration(to.stepped-from.stepped)*(b.traps.stepped+run) +
 		time.Duration(to.returns-from.returns)*(b.traps.returned+run)
+	var cpu time.Duration
 	for pid, n := range to.cpu {
 		cpu += n - from.cpu[pid]
 	}
-	return cost, cpu
+	return spent{cost, cpu}
 }
 
 // account reads hits and CPU times. The caller holds t.mu.
@@ -180,19 +204,17 @@ func (t *Tracer) runStats() (sum runStats) {
 }
 
 // stepDown lowers the precision by one step. The caller holds t.mu.
-func (t *Tracer) stepDown(share float64) error {
+func (t *Tracer) stepDown(tick spent, elapsed time.Duration) error {
+	share := tick.share()
 	limit := fmt.Sprintf("%.1f %% of the target's CPU, above the budget of %.1f %%", 100*share, 100*t.options.MaxOverhead)
 	if t.options.Mode == Exact {
 		t.options.Mode = Sample
 		t.announce("%s: sampling from now on, one block in %s of allocations", limit, profile.FormatBytes(t.options.SampleBytes))
 		return t.startSampling()
 	}
-	if t.callsShut {
-		return nil
-	}
-	t.announce("%s: probes out; figures of allocator calls hold for the first %v, from now on only heap and mappings are followed",
+	t.announce("%s: probes out after %v, and in again for a moment at a time, as the budget allows; heap and mappings are followed all the while",
 		limit, time.Since(t.started).Round(100*time.Millisecond))
-	return t.shutCalls()
+	return t.startWindows(tick, elapsed)
 }
 
 // announce logs an event for the profile and tells the person at once.
@@ -247,12 +269,15 @@ func (t *Tracer) shutCalls() error {
 		return fmt.Errorf("shut the books of calls: %w", err)
 	}
 	t.callsShut = true
-	t.shutAt = time.Now()
-	t.closeLater(t.probes.takeShared())
+	if t.shutAt.IsZero() {
+		t.shutAt = time.Now()
+	}
+	calls := t.probes.takeShared()
 	for _, m := range t.members {
-		t.closeLater(m.calls)
+		calls = append(calls, m.calls...)
 		m.calls = nil
 	}
+	t.windows.out = t.closeLater(calls)
 	return nil
 }
 
@@ -263,12 +288,12 @@ func (t *Tracer) overhead() *profile.Overhead {
 	}
 	b := &t.budget
 	hits := b.tick.emulated + b.tick.stepped + b.tick.returns
-	if hits == 0 || b.cpu == 0 {
+	if hits == 0 || b.spent.cpu == 0 {
 		return nil
 	}
 	o := &profile.Overhead{
-		Hits: hits, CostPerHit: b.cost / time.Duration(hits), CPUFraction: float64(b.cost) / float64(b.cpu),
-		Budget: t.options.MaxOverhead, TargetCPU: b.cpu, MapBytes: t.programs.bytes,
+		Hits: hits, CostPerHit: b.spent.cost / time.Duration(hits), CPUFraction: float64(b.spent.cost) / float64(b.spent.cpu),
+		Budget: t.options.MaxOverhead, TargetCPU: b.spent.cpu, MapBytes: t.programs.bytes,
 	}
 	var usage unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &usage) == nil {

@@ -339,7 +339,7 @@ func (t *Tracer) openShared(m *member, list []*probe) error {
 	for _, p := range list {
 		m.opened[p] = true
 	}
-	if len(fresh) == 0 {
+	if len(fresh) == 0 || t.windows.count > 0 {
 		return nil
 	}
 	if n := t.strangers(m, fresh); n > 0 {

@@ -25,7 +25,7 @@ type Options struct {
 	// SampleBytes is the mean interval of Sample, in bytes; 512 KiB.
 	SampleBytes uint64
 	// MaxOverhead is the share of the targets' CPU time that the trace may cost; 0 is no limit. Above it the trace steps
-	// down: from Exact to Sample, and from there to Growth.
+	// down: from Exact to Sample, from there to windows of it, and at last to following only heap and mappings.
 	MaxOverhead float64
 	// OlderThan: only blocks of at least this age count as in use.
 	OlderThan time.Duration

@@ -136,7 +136,7 @@ func (p *programs) take(c *ebpf.Collection) error {
 		*to = c.DetachProgram(name)
 	}
 	for name, to := range map[string]**ebpf.Variable{
-		"gate": &p.Gate, "calls_shut": &p.CallsShut, "sessions": &p.Sessions,
+		"gate": &p.Gate, "calls_shut": &p.CallsShut, "sessions": &p.Sessions, "window": &p.Window,
 		"always_granted": &p.AlwaysGranted, "max_maps": &p.MaxMaps, "sampling": &p.Sampling, "sample_prob": &p.SampleProb,
 		"may_sample": &p.MaySample, "live_reserve": &p.LiveReserve, "rows_reserve": &p.RowsReserve,
 		"thinning": &p.Thinning,

@@ -69,7 +69,7 @@ func (t *Tracer) Note() error {
 	at := time.Since(t.started)
 	m := moment{at, make(map[bookKey]profile.Point, len(books))}
 	for k, b := range books {
-		if t.callsShut && k.kind != profile.KindMmap && k.kind != profile.KindBrk {
+		if !t.shutAt.IsZero() && k.kind != profile.KindMmap && k.kind != profile.KindBrk {
 			continue // its books have ended
 		}
 		m.books[k] = profile.Point{At: at, AllocObjects: b.allocObjects, AllocBytes: b.allocBytes, FreeObjects: b.freeObjects, FreeBytes: b.freeBytes}
@@ -118,6 +118,7 @@ func (t *Tracer) readBooks(live bool) (map[bookKey]*book, error) {
 			freeObjects: objects(r.FreeObjects), freeBytes: int64(r.FreeBytes),
 		}
 	}
+	t.addUnfollowed(books)
 	for _, m := range t.members {
 		t.addRegions(books, m, live)
 	}
@@ -229,24 +230,27 @@ func (t *Tracer) addLive(books map[bookKey]*book) (map[bpf.RowKey]held, error) {
 		if b == nil {
 			return
 		}
-		a, p := age(now, v.Time), 1.0
-		if v.Prob != always {
-			p = float64(v.Prob) / (1 << 32)
-		}
+		a, p := age(now, v.Time), share(v.Prob)
 		b.live = append(b.live, a)
 		if a >= t.options.OlderThan {
 			b.oldObjects += 1 / p
 			b.oldBytes += float64(v.Size) / p
 		}
-		if p < 1 {
-			b.objectsVar += (1 - p) / (p * p)
-			b.bytesVar += float64(v.Size) * float64(v.Size) * (1 - p) / (p * p)
-		}
+		objects, bytes := varianceOf(v)
+		b.objectsVar += objects
+		b.bytesVar += bytes
 	})
 	if err != nil {
 		return nil, fmt.Errorf("walk the blocks in use: %w", err)
 	}
 	return sums, nil
+}
+
+// varianceOf is what a sampled block adds to the variance of the figures that it is part of.
+func varianceOf(b *bpf.Block) (objects, bytes float64) {
+	p, size := share(b.Prob), float64(b.Size)
+	objects = (1 - p) / (p * p)
+	return objects, size * size * objects
 }
 
 // eachEntry visits a hash map in batches, and one by one where the kernel has no batches.
@@ -330,6 +334,9 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 	slices.SortFunc(s.Stacks, func(a, b *profile.Stack) int { return int(min(max(b.InUseBytes()-a.InUseBytes(), -1), 1)) })
 	t.addCounters(s, lost)
 	s.Overhead = t.overhead()
+	if note := t.windows.note(taken, t.callsShut); note != "" {
+		s.Notes = append(s.Notes, note)
+	}
 	if t.rss.Before != nil && t.rss.After != nil {
 		rss := t.rss
 		s.RSS = &rss
@@ -350,7 +357,7 @@ func (t *Tracer) stackOf(m *member, k bookKey, b *book) *profile.Stack {
 		switch {
 		case ok:
 			st.History = append(st.History, p)
-		case k.kind == profile.KindMmap || k.kind == profile.KindBrk || !t.callsShut || h.at < t.shutAt.Sub(t.started):
+		case k.kind == profile.KindMmap || k.kind == profile.KindBrk || t.shutAt.IsZero() || h.at < t.shutAt.Sub(t.started):
 			st.History = append(st.History, profile.Point{At: h.at}) // not met yet
 		}
 	}

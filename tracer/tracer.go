@@ -65,11 +65,12 @@ type Tracer struct {
 	}
 	closed bool
 
-	useSessions bool // probes that skip returns are in
-	callsShut   bool // the books of calls ended early, at shutAt
-	shutAt      time.Time
+	useSessions bool      // probes that skip returns are in
+	callsShut   bool      // the books of calls are shut
+	shutAt      time.Time // when they first were
 	closing     sync.WaitGroup
 	budget      budget
+	windows     windows
 	adjustments map[bpf.RowKey]adjustment
 	audit       audit
 	thinning    sync.Mutex // held while the live map is thinned; taken before mu
@@ -132,7 +133,7 @@ func (t *Tracer) prepare() (err error) {
 		return err
 	}
 	if t.options.Mode != Growth {
-		if t.budget.traps, err = t.probes.calibrate(t.closeLater); err != nil {
+		if t.budget.traps, err = t.probes.calibrate(func(p []io.Closer) { t.closeLater(p) }); err != nil {
 			t.options.Warn(fmt.Sprintf("%v: the cost of the trace is not known", err))
 		}
 	}
@@ -288,16 +289,21 @@ func (m *member) takeProbes() []io.Closer {
 	return all
 }
 
-// closeLater closes probes beside the trace: each waits for grace periods of the kernel.
-func (t *Tracer) closeLater(probes []io.Closer) {
+// closeLater closes probes beside the trace: each waits for grace periods of the kernel. The channel is closed when that is
+// done.
+func (t *Tracer) closeLater(probes []io.Closer) <-chan struct{} {
+	done := make(chan struct{})
 	if len(probes) == 0 {
-		return
+		close(done)
+		return done
 	}
 	t.closing.Go(func() {
+		defer close(done)
 		if err := closeAll(probes); err != nil {
 			t.options.Warn(fmt.Sprintf("take probes out: %v", err))
 		}
 	})
+	return done
 }
 
 // Close stops and frees everything. Snapshots that were taken stay good; their files are closed. It may be called twice.

@@ -13,18 +13,6 @@ import (
 	"github.com/google/pprof/profile"
 )
 
-// of keeps the samples of one process.
-func of(p *profile.Profile, pid int) *profile.Profile {
-	only := p.Copy()
-	only.Sample = nil
-	for _, sample := range p.Sample {
-		if pids := sample.Label["pid"]; len(pids) == 1 && pids[0] == strconv.Itoa(pid) {
-			only.Sample = append(only.Sample, sample)
-		}
-	}
-	return only
-}
-
 func expect(t *testing.T, p *profile.Profile, site string, want live.Book) {
 	t.Helper()
 	if got := live.Sum(p, "malloc", "malloc", site); got != want {
@@ -51,7 +39,7 @@ func TestForkKeepsParentAndChildApart(t *testing.T) {
 	requireLossless(t, result)
 	live.CheckText(t, child)
 
-	parents, childs := of(result.Profile, p.PID), of(result.Profile, child)
+	parents, childs := live.OfProcess(result.Profile, p.PID), live.OfProcess(result.Profile, child)
 	for _, r := range rows {
 		if r.Site != "site_child" && r.Site != "site_realloc_old" {
 			compareRow(t, parents, r)

@@ -117,7 +117,7 @@ func (a allocator) compareBooks(t *testing.T, p *profile.Profile, books []book) 
 
 func (a allocator) compareBook(t *testing.T, p *profile.Profile, b book) {
 	t.Helper()
-	own := of(p, b.pid)
+	own := live.OfProcess(p, b.pid)
 	if len(own.Sample) == 0 {
 		t.Errorf("the profile has nothing of process %d, child: %t", b.pid, b.child)
 		return
@@ -173,7 +173,7 @@ func testAttachAmidst(t *testing.T, a allocator, path string, seed int) {
 	requireLossless(t, result, "pending_stale")
 	live.CheckText(t, p.PID)
 	a.compareBooks(t, result.Profile, append(books[:4:4], last[:4]...))
-	own := of(result.Profile, p.PID)
+	own := live.OfProcess(result.Profile, p.PID)
 	for i, r := range last[4].rows {
 		if drained[i].AllocBytes != 0 {
 			t.Fatalf("%s has books after a drain: %+v", r.Site, drained[i])

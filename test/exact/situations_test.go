@@ -116,7 +116,7 @@ func mostSituations(t *testing.T, a allocator, path string, record func(number, 
 	}
 	live.CheckText(t, p.PID)
 	doc, snapshot := summary(t, result), readSnapshot(t, result.Path)
-	own, its := of(result.Profile, p.PID), of(result.Profile, child)
+	own, its := live.OfProcess(result.Profile, p.PID), live.OfProcess(result.Profile, child)
 
 	for _, r := range parents {
 		switch number := numberOf(r); {

@@ -182,6 +182,18 @@ type Book struct {
 	AllocObjects, AllocBytes, InUseObjects, InUseBytes int64
 }
 
+// OfProcess is the part of a profile that is of one process.
+func OfProcess(p *profile.Profile, pid int) *profile.Profile {
+	only := p.Copy()
+	only.Sample = nil
+	for _, sample := range p.Sample {
+		if pids := sample.Label["pid"]; len(pids) == 1 && pids[0] == strconv.Itoa(pid) {
+			only.Sample = append(only.Sample, sample)
+		}
+	}
+	return only
+}
+
 // Sum adds up the samples of one kind whose stacks hold the functions side by side, innermost first: Sum(p, "malloc",
 // "malloc", "leak") is what leak got from malloc directly. No function takes every stack.
 func Sum(p *profile.Profile, kind string, functions ...string) Book {

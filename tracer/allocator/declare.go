@@ -319,7 +319,7 @@ func (p *parser) kind(f *Function, a attribute) error {
 		return p.fail(a.at, "kind=%s: a name has 1 to %d characters", a.value, maxKind)
 	}
 	switch k := profile.Kind(a.value); k {
-	case profile.KindMalloc, profile.KindMmap, profile.KindBrk, profile.KindLuaJIT:
+	case profile.KindMalloc, profile.KindMmap, profile.KindBrk, profile.KindLuaJIT, profile.KindUnfollowed:
 		return p.fail(a.at, "kind=%s is taken: blocks of one's own functions may be the same bytes seen twice", k)
 	default:
 		f.Kind = k
