@@ -601,3 +601,30 @@ func TestWhatIsLeftOfALateBatchIsHeld(t *testing.T) {
 		}
 	}
 }
+
+func TestCallsThatWereSeenForPartOfTheTimeHaveNoVerdict(t *testing.T) {
+	s := &Snapshot{Taken: time.Unix(60, 0), Started: time.Unix(0, 0)}
+	for _, k := range []Kind{KindMalloc, KindUnfollowed, KindMmap} {
+		st := &Stack{Kind: k, AllocObjects: 1009, AllocBytes: 1009 << 10, Frames: []*Location{{Lines: []Line{{Function: "leak"}}}}}
+		for at := range 60 {
+			st.History = append(st.History, Point{At: time.Duration(at) * time.Second, AllocObjects: int64(17 * at), AllocBytes: int64(17 * at << 10)})
+		}
+		s.Stacks = append(s.Stacks, st)
+	}
+	for _, v := range Judge(s) {
+		if v.Kind != KindMmap {
+			t.Errorf("%s is judged: %+v", v.Kind, v)
+		}
+	}
+	var out strings.Builder
+	if err := WriteSummary(&out, s, SummaryOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "none on allocator calls") || strings.Contains(out.String(), "no leak") {
+		t.Errorf("the summary does not say that calls have no verdict:\n%s", out.String())
+	}
+	s.Stacks = s.Stacks[:1]
+	if got := Judge(s); len(got) != 1 || got[0].Class != Leaking {
+		t.Errorf("followed all the time, the same is %+v", got)
+	}
+}
