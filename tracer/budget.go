@@ -191,7 +191,7 @@ func (t *Tracer) onCPU(d time.Duration) time.Duration {
 }
 
 func (t *Tracer) runStats() (sum runStats) {
-	for _, p := range []*ebpf.Program{t.programs.CallEntered, t.programs.CallReturned, t.programs.CallSession} {
+	for _, p := range []*ebpf.Program{t.programs.CallEntered, t.programs.CallReturned, t.programs.session.now()} {
 		if p == nil {
 			continue
 		}
@@ -231,6 +231,10 @@ func (t *Tracer) startSampling() error {
 		return err
 	}
 	if !t.programs.haveSession || t.useSessions {
+		return nil
+	}
+	if _, err := t.programs.session.get(); err != nil {
+		t.options.Warn(fmt.Sprintf("load session program: %v: returns of calls that are not taken cannot be skipped", err))
 		return nil
 	}
 	return t.changeToSessions()

@@ -155,8 +155,15 @@ func (s *probes) sessions(list []*probe, pid int) ([]io.Closer, error) {
 		o.Offsets = append(o.Offsets, p.allocator.ProbeOffset())
 		o.Cookies = append(o.Cookies, uint64(p.id))
 	}
+	if len(byPath) == 0 {
+		return nil, nil
+	}
+	prog, err := s.programs.session.get()
+	if err != nil {
+		return nil, fmt.Errorf("load session program: %w", err)
+	}
 	for path, o := range byPath {
-		l, err := kernel.UprobeSession(s.programs.CallSession, path, *o)
+		l, err := kernel.UprobeSession(prog, path, *o)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("probe process %d: %w", pid, err), closeAll(links))
 		}

@@ -3,9 +3,11 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/allocsnoop/allocsnoop/bpf"
@@ -16,10 +18,37 @@ import (
 
 // programs is the loaded BPF side.
 type programs struct {
-	bpf.CurrentObjects        // Legacy objects have the same maps and programs but for the session
-	haveCookie         bool   // 5.15: probes know their function, and perf events take links
-	haveSession        bool   // 6.13: one probe for entry and return, the return only where it is wanted
-	bytes              uint64 // memory of the maps
+	bpf.CurrentObjects          // Legacy objects have the same maps and programs but for the session
+	haveCookie         bool     // 5.15: probes know their function, and perf events take links
+	haveSession        bool     // 6.13: one probe for entry and return, the return only where it is wanted
+	session            *loading // CallSession, where there are sessions; nil before
+	bytes              uint64   // memory of the maps
+}
+
+// loading is a program that is loaded beside the trace: what only a step of precision needs is not waited for at the start.
+type loading struct {
+	done    chan struct{}
+	program *ebpf.Program
+	err     error
+}
+
+// get waits for the program.
+func (l *loading) get() (*ebpf.Program, error) {
+	<-l.done
+	return l.program, l.err
+}
+
+// now is the program, nil as long as it is loaded.
+func (l *loading) now() *ebpf.Program {
+	if l == nil {
+		return nil
+	}
+	select {
+	case <-l.done:
+		return l.program
+	default:
+		return nil
+	}
 }
 
 // ErrNoBPF wraps the reason why the kernel does not take the programs.
@@ -47,9 +76,8 @@ func loadPrograms(o Options) (*programs, error) {
 	}
 	// Each program that unwinds costs the verifier time: what is not attached is not loaded.
 	p.haveSession = current && p.haveCookie && o.Mode != Growth && kernel.HaveUprobeSession() == nil
-	if !p.haveSession {
-		delete(spec.Programs, "call_session")
-	}
+	session := only(spec, "call_session")
+	delete(spec.Programs, "call_session")
 	if current && kernel.HaveFindVMA() != nil {
 		delete(spec.Programs, "real_file")
 	}
@@ -57,15 +85,92 @@ func loadPrograms(o Options) (*programs, error) {
 		delete(spec.Programs, "call_entered")
 		delete(spec.Programs, "call_returned")
 	}
-	collection, err := ebpf.NewCollection(spec)
+	empty, err := ebpf.NewCollection(only(spec))
 	if err != nil {
-		return nil, fmt.Errorf("%w: load programs: %w", ErrNoBPF, err)
+		return nil, fmt.Errorf("%w: make maps: %w", ErrNoBPF, err)
 	}
-	defer collection.Close()
-	if err := p.take(collection); err != nil {
+	defer empty.Close()
+	if err := p.load(spec, session, empty.Maps); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// only is a copy of the BPF side with no other programs than the named ones.
+func only(spec *ebpf.CollectionSpec, programs ...string) *ebpf.CollectionSpec {
+	c := spec.Copy()
+	maps.DeleteFunc(c.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(programs, name) })
+	return c
+}
+
+// load loads the programs upon the maps. The two largest are loaded beside the others, as the verifier keeps one processor
+// busy with each for a third of a second.
+func (p *programs) load(spec, session *ebpf.CollectionSpec, maps map[string]*ebpf.Map) error {
+	o := ebpf.CollectionOptions{MapReplacements: maps, Cache: btf.NewCache()}
+	var entered *loading
+	if spec.Programs["call_entered"] != nil {
+		entered = loadBeside(only(spec, "call_entered"), "call_entered", o)
+		delete(spec.Programs, "call_entered")
+	}
+	if p.haveSession {
+		p.session = loadBeside(session, "call_session", o)
+	}
+	rest, err := ebpf.NewCollectionWithOptions(spec, o)
+	if err == nil {
+		defer rest.Close()
+		err = p.take(rest)
+	}
+	if entered != nil {
+		var enteredErr error
+		p.CallEntered, enteredErr = entered.get()
+		err = errors.Join(err, enteredErr)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: load programs: %w", ErrNoBPF, err)
+	}
+	return nil
+}
+
+// loadBeside loads one program in the background. The options' maps may be closed meanwhile.
+func loadBeside(spec *ebpf.CollectionSpec, name string, o ebpf.CollectionOptions) *loading {
+	l := &loading{done: make(chan struct{})}
+	maps := map[string]*ebpf.Map{}
+	for name, m := range o.MapReplacements {
+		if maps[name], l.err = m.Clone(); l.err != nil {
+			break
+		}
+	}
+	o.MapReplacements = maps
+	go func() {
+		defer close(l.done)
+		defer func() {
+			for _, m := range maps {
+				_ = m.Close()
+			}
+		}()
+		if l.err != nil {
+			return
+		}
+		var c *ebpf.Collection
+		if c, l.err = ebpf.NewCollectionWithOptions(spec, o); l.err == nil {
+			l.program = c.DetachProgram(name)
+			c.Close()
+		}
+	}()
+	return l
+}
+
+// close waits for the program and unloads it.
+func (l *loading) close() error {
+	if l == nil {
+		return nil
+	}
+	program, _ := l.get() // a failure was told to whoever asked for it
+	l.program = nil
+	if program == nil {
+		return nil
+	}
+	return program.Close()
 }
 
 func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
@@ -127,9 +232,9 @@ func (p *programs) take(c *ebpf.Collection) error {
 		}
 	}
 	for name, to := range map[string]**ebpf.Program{
-		"call_entered": &p.CallEntered, "call_returned": &p.CallReturned, "call_session": &p.CallSession,
-		"lua_entered": &p.LuaEntered,
-		"enter_mmap":  &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
+		"call_returned": &p.CallReturned,
+		"lua_entered":   &p.LuaEntered,
+		"enter_mmap":    &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
 		"syscall_exit": &p.SyscallExit, "real_file": &p.RealFile,
 		"process_forked": &p.ProcessForked, "process_execed": &p.ProcessExeced, "process_exited": &p.ProcessExited,
 	} {
@@ -148,7 +253,7 @@ func (p *programs) take(c *ebpf.Collection) error {
 
 // Close frees the maps and programs. It may be called twice.
 func (p *programs) Close() error {
-	return p.CurrentObjects.Close()
+	return errors.Join(p.session.close(), p.CurrentObjects.Close())
 }
 
 // syscalls are those that move memory, and the programs for their starts.

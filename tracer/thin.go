@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -58,6 +59,13 @@ func (t *Tracer) fillLiveReserve() error {
 
 // fill puts entries 1 to n into a map and returns how many there are: a full map takes fewer.
 func fill[K, V any](m *ebpf.Map, n uint32, key func(uint32) K, value V) (uint32, error) {
+	keys := make([]K, n)
+	for i := range keys {
+		keys[i] = key(uint32(i) + 1)
+	}
+	if _, err := m.BatchUpdate(keys, slices.Repeat([]V{value}, len(keys)), nil); err == nil {
+		return n, nil
+	}
 	for i := uint32(1); i <= n; i++ {
 		if err := m.Put(key(i), value); err != nil {
 			if i > 1 && isFull(err) {
