@@ -50,11 +50,10 @@ func (t *Tracer) tryRefresh(m *member) {
 	}
 }
 
-// ErrEnded is what the error of Add wraps when the process has ended meanwhile.
-var ErrEnded = errors.New("the process has ended")
-
 // ended tells whether an error of a process is that it ends. The kernel says so before its state does.
-func ended(pid int, err error) bool { return errors.Is(err, unix.ESRCH) || gone(pid) }
+func ended(pid int, err error) bool {
+	return errors.Is(err, unix.ESRCH) || errors.Is(err, memory.ErrGone) || gone(pid)
+}
 
 // gone tells whether a process has ended or is about to: then what could not be read of it is no news.
 func gone(pid int) bool {

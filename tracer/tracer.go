@@ -23,6 +23,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/profile"
 	"github.com/allocsnoop/allocsnoop/tracer/allocator"
 	"github.com/allocsnoop/allocsnoop/tracer/kernel"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/allocsnoop/allocsnoop/tracer/unwind"
 )
 
@@ -169,7 +170,8 @@ func (t *Tracer) watch() error {
 	return nil
 }
 
-// Add takes a process in: tables first, then probes. It may be called before Start and while tracing.
+// Add takes a process in: tables first, then probes. It may be called before Start and while tracing. The error is
+// memory.ErrGone, among others, when the process has ended.
 func (t *Tracer) Add(pid int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -179,8 +181,8 @@ func (t *Tracer) Add(pid int) error {
 	m := newMember((monotonic()>>10)<<32|uint64(uint32(pid)), pid)
 	m.identify()
 	err := t.admit(m)
-	if err != nil && ended(pid, err) {
-		return fmt.Errorf("%w: %w", ErrEnded, err)
+	if err != nil && ended(pid, err) && !errors.Is(err, memory.ErrGone) {
+		return fmt.Errorf("%w: %w", memory.ErrGone, err)
 	}
 	return err
 }

@@ -36,7 +36,7 @@ func (s *service) follow(ctx context.Context, finder *target.Finder, t *tracer.T
 		if c.Kind != target.Joined || target.Check(memory.FS{}, c.Process.PID) != nil {
 			return
 		}
-		if err := t.Add(c.Process.PID); err != nil && !errors.Is(err, tracer.ErrEnded) {
+		if err := t.Add(c.Process.PID); err != nil && !errors.Is(err, memory.ErrGone) {
 			warn(fmt.Sprintf("process %s joined (%s) and is not traced: %v", c.Process.String(), c.Why, err))
 		}
 	})

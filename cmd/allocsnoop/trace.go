@@ -20,6 +20,7 @@ import (
 	"github.com/allocsnoop/allocsnoop/symbolize"
 	"github.com/allocsnoop/allocsnoop/tracer"
 	"github.com/allocsnoop/allocsnoop/tracer/cgroup"
+	"github.com/allocsnoop/allocsnoop/tracer/memory"
 	"github.com/allocsnoop/allocsnoop/tracer/target"
 )
 
@@ -322,7 +323,7 @@ func (r *traceRun) join() error {
 		case err == nil:
 		case r.service == nil:
 			return explainTarget(p.PID, err)
-		case !errors.Is(err, tracer.ErrEnded):
+		case !errors.Is(err, memory.ErrGone):
 			r.progress.warn(fmt.Sprintf("process %s is not traced: %v", p.String(), err))
 		}
 	}
