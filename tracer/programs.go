@@ -109,11 +109,11 @@ func (p *programs) load(spec, session *ebpf.CollectionSpec, maps map[string]*ebp
 	o := ebpf.CollectionOptions{MapReplacements: maps, Cache: btf.NewCache()}
 	var entered *loading
 	if spec.Programs["call_entered"] != nil {
-		entered = loadBeside(only(spec, "call_entered"), "call_entered", o)
+		entered = loadBeside(only(spec, "call_entered"), "call_entered", o, nil)
 		delete(spec.Programs, "call_entered")
 	}
 	if p.haveSession {
-		p.session = loadBeside(session, "call_session", o)
+		p.session = loadBeside(session, "call_session", o, entered)
 	}
 	rest, err := ebpf.NewCollectionWithOptions(spec, o)
 	if err == nil {
@@ -131,8 +131,9 @@ func (p *programs) load(spec, session *ebpf.CollectionSpec, maps map[string]*ebp
 	return nil
 }
 
-// loadBeside loads one program in the background. The options' maps may be closed meanwhile.
-func loadBeside(spec *ebpf.CollectionSpec, name string, o ebpf.CollectionOptions) *loading {
+// loadBeside loads one program in the background, after another one if that is not nil. The options' maps may be closed
+// meanwhile.
+func loadBeside(spec *ebpf.CollectionSpec, name string, o ebpf.CollectionOptions, after *loading) *loading {
 	l := &loading{done: make(chan struct{})}
 	maps := map[string]*ebpf.Map{}
 	for name, m := range o.MapReplacements {
@@ -148,6 +149,9 @@ func loadBeside(spec *ebpf.CollectionSpec, name string, o ebpf.CollectionOptions
 				_ = m.Close()
 			}
 		}()
+		if after != nil {
+			<-after.done
+		}
 		if l.err != nil {
 			return
 		}

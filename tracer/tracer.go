@@ -69,6 +69,7 @@ type Tracer struct {
 	useSessions bool      // probes that skip returns are in
 	callsShut   bool      // the books of calls are shut
 	shutAt      time.Time // when they first were
+	calibrating sync.WaitGroup
 	closing     sync.WaitGroup
 	budget      budget
 	windows     windows
@@ -134,11 +135,20 @@ func (t *Tracer) prepare() (err error) {
 		return err
 	}
 	if t.options.Mode != Growth {
-		if t.budget.traps, err = t.probes.calibrate(func(p []io.Closer) { t.closeLater(p) }); err != nil {
-			t.options.Warn(fmt.Sprintf("%v: the cost of the trace is not known", err))
-		}
+		t.calibrating.Go(t.calibrate)
 	}
 	return t.watch()
+}
+
+// calibrate measures the traps while targets are looked into.
+func (t *Tracer) calibrate() {
+	traps, err := t.probes.calibrate(func(p []io.Closer) { t.closeLater(p) })
+	if err != nil {
+		t.options.Warn(fmt.Sprintf("%v: the cost of the trace is not known", err))
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.budget.traps = traps
 }
 
 // watch attaches what is not the business of one process: system calls, forks, execs, exits.
@@ -227,6 +237,7 @@ const noSlot = ^uint32(0)
 
 // Start opens the gate: from now on everything counts.
 func (t *Tracer) Start() error {
+	t.calibrating.Wait()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rss.Before = t.residentByKind()
@@ -261,6 +272,7 @@ func (t *Tracer) Stop() error {
 
 // detach takes everything out of the targets and the kernel. Each piece waits for grace periods, so they go together.
 func (t *Tracer) detach() error {
+	t.calibrating.Wait()
 	t.mu.Lock()
 	all := t.watches
 	t.watches = nil
