@@ -251,19 +251,24 @@ static __always_inline void free_old(struct proc *p, struct call *c)
 }
 
 /* forget_calls begins a window. Blocks that reallocs had taken out when the last one ended went unfollowed since. */
-static __always_inline void forget_calls(struct proc *p, struct thread *t)
+CHECKED_ONCE int forget_calls(struct thread *t, __u64 proc)
 {
+	if (!t)
+		return 0;
 	for (__u32 i = 0; i < MAX_PENDING; i++) {
 		struct call *c = call_at(t, i);
 
 		if (i >= t->depth)
 			break;
-		if (c->flags & CALL_TOOK_OLD)
-			free_old(p, c);
+		if (!(c->flags & CALL_TOOK_OLD))
+			continue;
+		book_free(proc, c->func.kind, &c->old);
+		row_taken(proc, c->func.kind, c->old.stack, -1);
 	}
 	t->depth = 0;
 	t->overflow = 0;
 	t->window = window;
+	return 0;
 }
 
 /*
@@ -515,7 +520,7 @@ static __always_inline int on_entry(struct pt_regs *ctx, struct proc *p, const s
 		return 1;
 	}
 	if (t->window != window)
-		forget_calls(p, t);
+		forget_calls(t, p->key);
 	if (t->depth)
 		drop_stale(p, t, sp);
 	if (t->depth >= MAX_PENDING) {
@@ -799,8 +804,10 @@ SEC("uprobe/lua")
 int lua_entered(struct pt_regs *ctx)
 {
 	UNWIND_TASK_STACK(ctx);
-	if (current_proc())
-		unwind_note_lua(ctx);
+	if (!current_proc())
+		return 0;
+	count(COUNT_LUA_ENTRIES);
+	unwind_note_lua(ctx);
 	return 0;
 }
 
@@ -1002,6 +1009,19 @@ static __always_inline __u64 new_key(__u32 tgid, __u64 old)
 	return (__u64)generation << 32 | tgid;
 }
 
+/* inherit_lua: a child runs its parent's VM, which was learned there. */
+static __always_inline void inherit_lua(struct task_struct *parent, struct task_struct *child)
+{
+	__u64 from = (__u64)BPF_CORE_READ(parent, tgid) << 32 | (__u32)BPF_CORE_READ(parent, pid);
+	__u64 to = (__u64)BPF_CORE_READ(child, tgid) << 32 | (__u32)BPF_CORE_READ(child, pid);
+	__u64 *g = bpf_map_lookup_elem(&unwind_lua, &from), copy;
+
+	if (!g)
+		return;
+	copy = *g;
+	bpf_map_update_elem(&unwind_lua, &to, &copy, BPF_ANY);
+}
+
 SEC("raw_tracepoint/sched_process_fork")
 int process_forked(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -1018,6 +1038,7 @@ int process_forked(struct bpf_raw_tracepoint_args *ctx)
 	if (!p || !(p->flags & PROC_FOLLOW))
 		return 0;
 	new = *p;
+	inherit_lua(parent, child);
 	shares = BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm);
 	if (!shares) {
 		new.key = new_key(to, p->key);

@@ -45,7 +45,8 @@ const (
 	CurrentCounterCOUNT_RETURNS                 CurrentCounter = 17
 	CurrentCounterCOUNT_NOT_FOLLOWED            CurrentCounter = 18
 	CurrentCounterCOUNT_ROWS_LOST               CurrentCounter = 19
-	CurrentCounterCOUNT_MAX                     CurrentCounter = 20
+	CurrentCounterCOUNT_LUA_ENTRIES             CurrentCounter = 20
+	CurrentCounterCOUNT_MAX                     CurrentCounter = 21
 )
 
 type CurrentEvent struct {
@@ -374,6 +375,7 @@ const (
 	CurrentVarTellExecs        = "tell_execs"
 	CurrentVarThinning         = "thinning"
 	CurrentVarUnwindFrameType  = "unwind_frame_type"
+	CurrentVarUnwindLearnsLua  = "unwind_learns_lua"
 	CurrentVarUnwindMarkType   = "unwind_mark_type"
 	CurrentVarUnwindMaxFrames  = "unwind_max_frames"
 	CurrentVarUnwindNever      = "unwind_never"
@@ -483,6 +485,7 @@ type CurrentVariableSpecs struct {
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
 	Thinning        *ebpf.VariableSpec `ebpf:"thinning"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -577,6 +580,7 @@ type CurrentVariables struct {
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
 	Thinning        *ebpf.Variable `ebpf:"thinning"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`

@@ -219,6 +219,7 @@ const (
 	LegacyVarTellExecs        = "tell_execs"
 	LegacyVarThinning         = "thinning"
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
+	LegacyVarUnwindLearnsLua  = "unwind_learns_lua"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
 	LegacyVarUnwindNever      = "unwind_never"
@@ -327,6 +328,7 @@ type LegacyVariableSpecs struct {
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
 	Thinning        *ebpf.VariableSpec `ebpf:"thinning"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -423,6 +425,7 @@ type LegacyVariables struct {
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
 	Thinning        *ebpf.Variable `ebpf:"thinning"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`

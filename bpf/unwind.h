@@ -167,6 +167,8 @@ struct unwind {
 
 /* Frames walked at most; user space sets it, up to UNWIND_MAX_FRAMES. */
 volatile const __u32 unwind_max_frames = 128;
+/* user space learns the VMs of threads when it is told of a stack that needed one */
+volatile const __u32 unwind_learns_lua = 0;
 
 /* rows: the unwind tables of all files, each sorted by vaddr; user space sizes it (--max-table-mb) and writes it
  * mapped. */
@@ -714,6 +716,8 @@ static __always_inline int unwind_cross_jit(struct unwind *u, struct unwind_slot
 	if (!unwind_cross_lua(u, s) || !unwind_cross_fp(u))
 		return 0;
 	unwind_push(u, u->ra ? u->pc : u->pc | FRAME_EXACT);
+	if (s->lua_cur && unwind_learns_lua)
+		u->missing_pc = u->pc; /* the thread's VM is not known, or not any more */
 	return unwind_finish(u, END_JIT);
 }
 

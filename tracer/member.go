@@ -34,9 +34,9 @@ type member struct {
 	// clan is the key of the member whose probes this one inherited, its own when it has probes of its own. The kernel takes
 	// inherited probes out when the first ones are closed, so that those outlive their process as long as there is an heir.
 	clan   uint64
-	users  int             // processes that live in its memory
-	calls  []io.Closer     // probes of allocator functions
-	luas   []io.Closer     // probes of LuaJIT's entries
+	users  int         // processes that live in its memory
+	calls  []io.Closer // probes of allocator functions
+	lua    luaWatch
 	guards []io.Closer     // probes of unwinders; the last to go
 	probed uint64          // when its last probes were in, by the monotonic clock: what it forked before did not inherit them
 	marked bool            // the BPF side knows that they are
@@ -197,7 +197,7 @@ func hasMapping(mappings []*profile.Mapping, r *memory.Range) bool {
 // probe puts probes on the allocator functions of the files that the member has mapped.
 func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 	if t.options.Mode == Growth {
-		return t.probeLua(m, ranges)
+		return nil
 	}
 	at := map[*object][]*memory.Range{}
 	for i := range ranges {
@@ -392,42 +392,19 @@ func (t *Tracer) openSessions(m *member, list []*probe) error {
 	return nil
 }
 
-// probeLua watches which LuaJIT VM a thread runs, so that the unwinder can cross compiled code.
-func (t *Tracer) probeLua(m *member, ranges []memory.Range) error {
-	if t.programs.LuaEntered == nil {
-		return nil
-	}
-	for i := range ranges {
-		u, ok := m.space.Find(ranges[i].Start)
-		if !ok || !ranges[i].IsFile() {
-			continue
-		}
-		for _, hook := range u.LuaHooks() {
-			o, err := t.files.open(m.pid, &ranges[i])
-			if err != nil {
-				return err
-			}
-			if err := t.openWatch(m, &m.luas, o, hook.Offset, t.programs.LuaEntered); err != nil {
-				return fmt.Errorf("probe LuaJIT: %w", err)
-			}
-		}
-	}
-	return nil
-}
-
 // openWatch puts a program that does no books into a member, once.
-func (t *Tracer) openWatch(m *member, to *[]io.Closer, o *object, offset uint64, prog *ebpf.Program) error {
+func (t *Tracer) openWatch(m *member, to *[]io.Closer, o *object, offset uint64, prog *ebpf.Program) (*probe, error) {
 	p, err := t.probes.defineWatch(o.id, offset, o.file, prog)
 	if err != nil || m.opened[p] {
-		return err
+		return p, err
 	}
 	hooks, err := t.probes.openAll([]*probe{p}, m.pid)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.opened[p] = true
 	*to = append(*to, hooks...)
-	return nil
+	return p, nil
 }
 
 // addressOf is where a process has a file's byte, if the range holds it.

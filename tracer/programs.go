@@ -84,6 +84,7 @@ func loadPrograms(o Options) (*programs, error) {
 	if o.Mode == Growth {
 		delete(spec.Programs, "call_entered")
 		delete(spec.Programs, "call_returned")
+		delete(spec.Programs, "lua_entered")
 	}
 	empty, err := ebpf.NewCollection(only(spec))
 	if err != nil {
@@ -210,6 +211,7 @@ func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
 		set("have_cookie", flag(cookie)),
 		set("tell_execs", flag(o.Execed != nil)),
 		set("unwind_max_frames", o.MaxFrames),
+		set("unwind_learns_lua", flag(o.Mode != Growth)),
 	)
 }
 

@@ -126,6 +126,7 @@ const (
 	LegacyVarSeen             = "seen"
 	LegacyVarStop             = "stop"
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
+	LegacyVarUnwindLearnsLua  = "unwind_learns_lua"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
 	LegacyVarUnwindNever      = "unwind_never"
@@ -211,6 +212,7 @@ type LegacyVariableSpecs struct {
 	Seen            *ebpf.VariableSpec `ebpf:"seen"`
 	Stop            *ebpf.VariableSpec `ebpf:"stop"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -277,6 +279,7 @@ type LegacyVariables struct {
 	Seen            *ebpf.Variable `ebpf:"seen"`
 	Stop            *ebpf.Variable `ebpf:"stop"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`

@@ -160,6 +160,7 @@ const (
 	ProbeVarSeen             = "seen"
 	ProbeVarStop             = "stop"
 	ProbeVarUnwindFrameType  = "unwind_frame_type"
+	ProbeVarUnwindLearnsLua  = "unwind_learns_lua"
 	ProbeVarUnwindMarkType   = "unwind_mark_type"
 	ProbeVarUnwindMaxFrames  = "unwind_max_frames"
 	ProbeVarUnwindNever      = "unwind_never"
@@ -245,6 +246,7 @@ type ProbeVariableSpecs struct {
 	Seen            *ebpf.VariableSpec `ebpf:"seen"`
 	Stop            *ebpf.VariableSpec `ebpf:"stop"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -311,6 +313,7 @@ type ProbeVariables struct {
 	Seen            *ebpf.Variable `ebpf:"seen"`
 	Stop            *ebpf.Variable `ebpf:"stop"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
+	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
