@@ -49,10 +49,14 @@ func (t *Tracer) tickLength() time.Duration {
 	return budgetTick
 }
 
+// windowShare is how much of the budget windows may use: that probes go in and out costs the targets something too, which is
+// not measured.
+const windowShare = 0.6
+
 // gap is how long the targets have to run before another window lies within the budget, in their CPU time.
 func (w *windows) gap(budget float64) time.Duration {
 	next := w.spent.plus(w.last)
-	return time.Duration(float64(next.cost)/budget) - next.cpu
+	return time.Duration(float64(next.cost)/(windowShare*budget)) - next.cpu
 }
 
 // startWindows is the step: the probes go out, and in again as the budget allows. A window is thought to cost what the tick

@@ -42,7 +42,7 @@ func TestProbesAreInForWindowsAndWhatTheyCannotFollowIsSetApart(t *testing.T) {
 	if len(s.Losses) != 0 {
 		t.Errorf("losses: %+v", s.Losses)
 	}
-	for _, want := range []string{"sampling from now on", "probes out", "window 1: the probes are in", "window 2: the probes go out again"} {
+	for _, want := range []string{"sampling from now on", "probes out", "window 1: the probes are in", "window 1: the probes go out again", "window 2: the probes are in"} {
 		if !strings.Contains(text(s), want) {
 			t.Errorf("the log does not say %q:\n%s", want, text(s))
 		}
