@@ -193,6 +193,9 @@ func (d *decoder) begin(records []*record) {
 			d.s.LossStated = d.s.LossStated || r.LossLimitExceeded
 			d.s.Losses = append(d.s.Losses, r.Losses...)
 			d.s.Notes = append(d.s.Notes, r.Notes...)
+			if d.s.Windows == nil {
+				d.s.Windows = r.snapshot().Windows
+			}
 		}
 	}
 	d.processes = map[int]*Process{}

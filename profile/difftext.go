@@ -29,6 +29,9 @@ func WriteDiff(w io.Writer, d *Diff, old, new *Snapshot, opt DiffOptions) error 
 	if old.LossStated || new.LossStated {
 		p.wrap(2, text(red, "One of the profiles lost more than its stated limit: differences may be losses."))
 	}
+	if old.PartlyFollowed() || new.PartlyFollowed() {
+		p.wrap(2, text(red, "In one of the profiles the probes were in for a part of the time only: what calls hold in use cannot be compared."))
+	}
 	p.libraryChanges(d.Libraries)
 	p.blank()
 	if len(d.Rows) == 0 {

@@ -71,6 +71,7 @@ type documentHead struct {
 	Probes            []probeJSON   `json:"probes"`
 	Events            []eventJSON   `json:"events"`
 	Overhead          *overheadJSON `json:"overhead,omitempty"`
+	Windows           *windowsJSON  `json:"windows,omitempty"`
 	RSS               *rssJSON      `json:"rss,omitempty"`
 }
 
@@ -130,6 +131,12 @@ type overheadJSON struct {
 	MapBytes    uint64  `json:"map_bytes"`
 }
 
+type windowsJSON struct {
+	Count int     `json:"count"`
+	In    seconds `json:"in_seconds"`
+	Of    seconds `json:"of_seconds"`
+}
+
 type rssJSON struct {
 	Before        map[string]uint64 `json:"before"`
 	After         map[string]uint64 `json:"after"`
@@ -159,6 +166,9 @@ func headOf(s *Snapshot) documentHead {
 			seconds(o.TargetCPU), seconds(o.TracerCPU), o.TracerRSS, o.MapBytes,
 		}
 	}
+	if w := s.Windows; w != nil {
+		head.Windows = &windowsJSON{w.Count, seconds(w.In), seconds(w.Of)}
+	}
 	if r := s.RSS; r != nil {
 		head.RSS = (*rssJSON)(r)
 	}
@@ -187,6 +197,9 @@ func (h *documentHead) snapshot() *Snapshot {
 			o.Hits, time.Duration(o.CostPerHit), o.CPUFraction, o.Budget,
 			time.Duration(o.TargetCPU), time.Duration(o.TracerCPU), o.TracerRSS, o.MapBytes,
 		}
+	}
+	if w := h.Windows; w != nil {
+		s.Windows = &Windows{w.Count, time.Duration(w.In), time.Duration(w.Of)}
 	}
 	return s
 }

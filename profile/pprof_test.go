@@ -213,6 +213,18 @@ func TestStacksThatDidNothingAreDropped(t *testing.T) {
 	}
 }
 
+func TestWindowsComeBack(t *testing.T) {
+	s := exampleSnapshot()
+	if roundTrip(t, s).PartlyFollowed() {
+		t.Error("a trace with its probes in all the time is said to have seen a part")
+	}
+	s.Windows = &Windows{17, 2300 * time.Millisecond, 59 * time.Second}
+	got := roundTrip(t, s)
+	if got.Windows == nil || *got.Windows != *s.Windows {
+		t.Errorf("%+v came back, want %+v", got.Windows, s.Windows)
+	}
+}
+
 func TestABrokenFigureDoesNotCostTheProfile(t *testing.T) {
 	s := exampleSnapshot()
 	s.Stacks[0].InUseBytesVar, s.Overhead.CPUFraction = math.NaN(), math.Inf(1)

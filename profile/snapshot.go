@@ -5,10 +5,7 @@
 // so figures of two kinds are never added up.
 package profile
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // Kind says who handed out a block. Figures of different kinds are never added together.
 type Kind string
@@ -52,6 +49,8 @@ type Snapshot struct {
 	Events []Event
 	// Overhead is the measured cost to the target; nil when nothing was measured.
 	Overhead *Overhead
+	// Windows is set when the probes were in for a part of the time only.
+	Windows *Windows
 	// RSS is the resident memory by kind of range at the start and the end; nil when it was not read.
 	RSS *RSSChange
 	// HasBlocks says that the stacks carry the addresses of their blocks in use.
@@ -63,9 +62,7 @@ func (s *Snapshot) Duration() time.Duration { return s.Taken.Sub(s.Started) }
 
 // PartlyFollowed is whether the probes were in for a part of the time only: figures of allocator calls then hold for that
 // part, and say nothing of growth.
-func (s *Snapshot) PartlyFollowed() bool {
-	return slices.ContainsFunc(s.Stacks, func(k *Stack) bool { return k.Kind == KindUnfollowed })
-}
+func (s *Snapshot) PartlyFollowed() bool { return s.Windows != nil }
 
 // Process is one member of the traced service.
 type Process struct {
@@ -212,6 +209,12 @@ type Overhead struct {
 	TracerCPU   time.Duration // CPU time of allocsnoop itself
 	TracerRSS   uint64        // bytes
 	MapBytes    uint64        // kernel memory of the BPF maps
+}
+
+// Windows is what the budget left of a trace once sampling was above it: the probes were in for In of the last Of, Count times.
+type Windows struct {
+	Count  int
+	In, Of time.Duration
 }
 
 // RSSChange is the target's resident memory by kind of range ("heap", "arena", "anonymous", "thread stack", "file").

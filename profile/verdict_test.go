@@ -603,7 +603,7 @@ func TestWhatIsLeftOfALateBatchIsHeld(t *testing.T) {
 }
 
 func TestCallsThatWereSeenForPartOfTheTimeHaveNoVerdict(t *testing.T) {
-	s := &Snapshot{Taken: time.Unix(60, 0), Started: time.Unix(0, 0)}
+	s := &Snapshot{Taken: time.Unix(60, 0), Started: time.Unix(0, 0), Windows: &Windows{17, 2 * time.Second, 59 * time.Second}}
 	for _, k := range []Kind{KindMalloc, KindUnfollowed, KindMmap} {
 		st := &Stack{Kind: k, AllocObjects: 1009, AllocBytes: 1009 << 10, Frames: []*Location{{Lines: []Line{{Function: "leak"}}}}}
 		for at := range 60 {
@@ -623,7 +623,7 @@ func TestCallsThatWereSeenForPartOfTheTimeHaveNoVerdict(t *testing.T) {
 	if !strings.Contains(out.String(), "none on allocator calls") || strings.Contains(out.String(), "no leak") {
 		t.Errorf("the summary does not say that calls have no verdict:\n%s", out.String())
 	}
-	s.Stacks = s.Stacks[:1]
+	s.Stacks, s.Windows = s.Stacks[:1], nil
 	if got := Judge(s); len(got) != 1 || got[0].Class != Leaking {
 		t.Errorf("followed all the time, the same is %+v", got)
 	}

@@ -22,10 +22,10 @@ type luaWatch struct {
 	asked   time.Time // when a stack last called for a refresh
 }
 
-// mayAsk tells whether a stack that could not be finished is reason enough for a refresh. Where the probes stay in for good and
-// stacks still end in compiled code, it mostly is not.
+// mayAsk tells whether a stack that could not be finished is reason enough for a refresh. While the probes are in and stacks
+// still end in compiled code, it mostly is not: the thread has yet to enter its VM.
 func (w *luaWatch) mayAsk() bool {
-	if w.opened > luaPatience && time.Since(w.asked) < time.Second {
+	if len(w.hooks) > 0 && time.Since(w.asked) < time.Second {
 		return false
 	}
 	w.asked = time.Now()

@@ -334,9 +334,7 @@ func (t *Tracer) Snapshot() (*profile.Snapshot, error) {
 	slices.SortFunc(s.Stacks, func(a, b *profile.Stack) int { return int(min(max(b.InUseBytes()-a.InUseBytes(), -1), 1)) })
 	t.addCounters(s, lost)
 	s.Overhead = t.overhead()
-	if note := t.windows.note(taken, t.callsShut); note != "" {
-		s.Notes = append(s.Notes, note)
-	}
+	t.windows.tell(s, t.callsShut)
 	if t.rss.Before != nil && t.rss.After != nil {
 		rss := t.rss
 		s.RSS = &rss

@@ -229,19 +229,21 @@ func (t *Tracer) addUnfollowed(books map[bookKey]*book) {
 	}
 }
 
-// note says what the windows mean for the figures; empty when there were none. The caller holds mu.
-func (w *windows) note(taken time.Time, shut bool) string {
+// tell puts into a snapshot what the windows mean for its figures. The caller holds mu.
+func (w *windows) tell(s *profile.Snapshot, shut bool) {
 	if w.began.IsZero() {
-		return ""
+		return
 	}
-	open := w.open
+	told := &profile.Windows{Count: w.count, In: w.open, Of: s.Taken.Sub(w.began)}
 	if !shut {
-		open += taken.Sub(w.opened)
+		told.In += s.Taken.Sub(w.opened)
 	}
+	s.Windows = told
 	if w.count == 0 {
-		return "the budget took the probes out: figures of allocator calls hold for the time before"
+		s.Notes = append(s.Notes, "the budget took the probes out: figures of allocator calls hold for the time before")
+		return
 	}
-	return fmt.Sprintf("the probes were in for %.1f of the last %.1f s, in %d windows: calls in between were not seen, and what was in use "+
-		"when a window ended is of the kind %q, as whether it was freed since is not known", open.Seconds(), taken.Sub(w.began).Seconds(), w.count,
-		profile.KindUnfollowed)
+	s.Notes = append(s.Notes, fmt.Sprintf("the probes were in for %.1f of the last %.1f s, in %d windows: calls in between were not seen, and "+
+		"what was in use when a window ended is of the kind %q, as whether it was freed since is not known",
+		told.In.Seconds(), told.Of.Seconds(), told.Count, profile.KindUnfollowed))
 }

@@ -33,6 +33,7 @@ func Benchmarks() []Benchmark {
 	return []Benchmark{
 		{"pairs", runPairs},
 		{"service", runService},
+		{"cheap", runCheap},
 		{"axes", runAxes},
 		{"tracer", runTracer},
 	}
@@ -172,49 +173,99 @@ const bpftraceName = "bpftrace, memleak's job"
 // served is one measurement of the service.
 type served struct{ perSecond, p99, cpu float64 }
 
-// runService measures the whole: requests a second, the slowest hundredth, and the worker's CPU time a request. The
-// library's new build is used, so that memory does not grow from round to round.
+// tables is three series for each contender: requests a second, the slowest hundredth, and the worker's CPU time a request.
+type tables struct{ perSecond, p99, cpu []series }
+
+func tablesOf(all []series, figures map[string][]served) tables {
+	var t tables
+	for _, one := range all {
+		a, b, c := one, one, one
+		a.values, b.values, c.values = nil, nil, nil
+		for _, s := range figures[one.name] {
+			a.values, b.values, c.values = append(a.values, s.perSecond), append(b.values, s.p99), append(c.values, s.cpu)
+		}
+		t.perSecond, t.p99, t.cpu = append(t.perSecond, a), append(t.p99, b), append(t.cpu, c)
+	}
+	return t
+}
+
+func (t tables) String() string {
+	return "Requests a second:\n\n" + compareTable(t.perSecond, "requests/s", "") + "\nThe slowest hundredth, milliseconds:\n\n" +
+		compareTable(t.p99, "p99 ms", "") + "\nThe worker's CPU time a request, microseconds:\n\n" + compareTable(t.cpu, "us a request", "")
+}
+
+// runService measures the whole under every contender. The library's new build is used, so that memory does not grow from
+// round to round.
 func runService(ctx context.Context, o Options) (Section, error) {
 	section := Section{Name: "service", Title: "nginx with LuaJIT and the encryption library"}
-	var perSecond, p99, cpu []series
-	contenders := o.contenders()
 	figures := map[string][]served{}
-	all := o.rounds(contenders, func(c contender) (float64, error) {
+	all := o.rounds(o.contenders(), func(c contender) (float64, error) {
 		if c.wrap != nil {
 			return 0, errors.New("not measured on the service: it starts daemons of its own")
 		}
-		s, err := o.measureService(ctx, c)
-		figures[c.name] = append(figures[c.name], s)
+		var s served
+		err := o.withService(ctx, c.env, func(service *scenario.Service, dir string) (err error) {
+			s, err = o.measureService(ctx, service, dir, c)
+			return err
+		})
+		if err == nil {
+			figures[c.name] = append(figures[c.name], s)
+		}
 		return s.cpu, err
 	})
-	for _, one := range all {
-		a, b := one, one
-		a.values, b.values = nil, nil
-		for i := range one.values {
-			a.values = append(a.values, figures[one.name][i].perSecond)
-			b.values = append(b.values, figures[one.name][i].p99)
-		}
-		perSecond, p99, cpu = append(perSecond, a), append(p99, b), append(cpu, one)
-	}
-	met := goals([]goal{
-		atLeast("growth, of the untraced requests a second", perSecond, "growth", alone, 0.99),
-		atMost("the default's CPU time a request, of the untraced", cpu, budgetedName, alone, 1.05),
-	})
 	section.Text = fmt.Sprintf("One worker at full load by 8 connections, %d requests a measurement; each makes a session record"+
-		" and frees it.\n\nRequests a second:\n\n%s\nThe slowest hundredth, milliseconds:\n\n%s\nThe worker's CPU time a"+
-		" request, microseconds:\n\n%s\n%s", o.Requests, compareTable(perSecond, "requests/s", ""), compareTable(p99, "p99 ms", ""),
-		compareTable(cpu, "us a request", ""), met)
+		" and frees it.\n\n%s", o.Requests, tablesOf(all, figures))
 	return section, nil
 }
 
-func (o Options) measureService(ctx context.Context, c contender) (served, error) {
-	var result served
-	err := withDir(func(dir string) error {
+// runCheap measures the modes for production on the service. What they cost is less than what one nginx differs from the next
+// in: so they take turns on one and the same, in more rounds, each beginning with another of them.
+func runCheap(ctx context.Context, o Options) (Section, error) {
+	section := Section{Name: "cheap", Title: "nginx under the modes for production"}
+	contenders := slices.DeleteFunc(o.contenders(), func(c contender) bool {
+		return c.name != alone && c.name != "growth" && c.name != budgetedName
+	})
+	o.Requests *= 2
+	rounds := 3 * o.Rounds
+	figures := map[string][]served{}
+	for round := range rounds {
+		err := o.withService(ctx, nil, func(service *scenario.Service, dir string) error {
+			for i := range contenders {
+				c := contenders[(round+i)%len(contenders)]
+				s, err := o.measureService(ctx, service, dir, c)
+				if err != nil {
+					return fmt.Errorf("%s: %w", c.name, err)
+				}
+				figures[c.name] = append(figures[c.name], s)
+				o.sayf("  round %d of %d: %s %.4g requests/s, %.4g us", round+1, rounds, c.name, s.perSecond, s.cpu)
+			}
+			return nil
+		})
+		if err != nil {
+			return section, err
+		}
+	}
+	var all []series
+	for _, c := range contenders {
+		all = append(all, series{name: c.name, baseline: c.baseline})
+	}
+	t := tablesOf(all, figures)
+	section.Text = fmt.Sprintf("One worker at full load by 8 connections, %d requests a measurement, %d rounds, in each of which they take turns on"+
+		" one nginx.\n\n%s\n%s", o.Requests, rounds, t, goals([]goal{
+		atLeast("growth, of the untraced requests a second", t.perSecond, "growth", alone, 0.99),
+		atMost("the default's CPU time a request, of the untraced", t.cpu, budgetedName, alone, 1.05),
+	}))
+	return section, nil
+}
+
+// withService runs a warm service: LuaJIT has compiled, pools have grown.
+func (o Options) withService(ctx context.Context, env []string, f func(s *scenario.Service, dir string) error) error {
+	return withDir(func(dir string) error {
 		if err := os.Chmod(dir, 0o777); err != nil { // profilers within the worker write there
 			return err
 		}
 		options := scenario.Options{Build: scenario.New, Workers: 1}
-		for _, v := range c.env {
+		for _, v := range env {
 			options.Env = append(options.Env, strings.ReplaceAll(v, "DIR", dir))
 		}
 		s, err := scenario.Start(ctx, options)
@@ -222,40 +273,43 @@ func (o Options) measureService(ctx context.Context, c contender) (served, error
 			return err
 		}
 		defer s.Close()
-		load := scenario.Load{Requests: max(o.Requests/4, 1), Concurrency: 8}
-		pid := s.Workers()[0]
-		if _, err := s.Run(ctx, load); err != nil { // warm: LuaJIT compiles, pools grow
-			return crash(s, pid, err)
+		if _, err := s.Run(ctx, scenario.Load{Requests: max(o.Requests/4, 1), Concurrency: connections}); err != nil {
+			return crash(s, s.Workers()[0], err)
 		}
-		detach := func() error { return nil }
-		if c.attach != nil {
-			if detach, err = c.attach(ctx, dir, pid); err != nil {
-				return err
-			}
-		}
-		if c.settles {
-			if _, err := s.Run(ctx, scenario.Load{Duration: o.settling(), Concurrency: load.Concurrency}); err != nil {
-				return errors.Join(crash(s, pid, err), detach())
-			}
-		}
-		before, err := cpuTime(pid)
-		if err != nil {
-			return errors.Join(err, detach())
-		}
-		load.Requests = o.Requests
-		report, err := s.Run(ctx, load)
-		if err != nil {
-			return errors.Join(crash(s, pid, err), detach())
-		}
-		after, err := cpuTime(pid)
-		result = served{
-			perSecond: report.PerSecond(),
-			p99:       report.P99.Seconds() * 1e3,
-			cpu:       float64((after - before).Microseconds()) / float64(report.Requests),
-		}
-		return errors.Join(err, detach())
+		return f(s, dir)
 	})
-	return result, err
+}
+
+const connections = 8
+
+func (o Options) measureService(ctx context.Context, s *scenario.Service, dir string, c contender) (result served, err error) {
+	pid := s.Workers()[0]
+	detach := func() error { return nil }
+	if c.attach != nil {
+		if detach, err = c.attach(ctx, dir, pid); err != nil {
+			return result, err
+		}
+	}
+	defer func() { err = errors.Join(err, detach()) }()
+	if c.settles {
+		if _, err := s.Run(ctx, scenario.Load{Duration: o.settling(), Concurrency: connections}); err != nil {
+			return result, crash(s, pid, err)
+		}
+	}
+	before, err := cpuTime(pid)
+	if err != nil {
+		return result, err
+	}
+	report, err := s.Run(ctx, scenario.Load{Requests: o.Requests, Concurrency: connections})
+	if err != nil {
+		return result, crash(s, pid, err)
+	}
+	after, err := cpuTime(pid)
+	return served{
+		perSecond: report.PerSecond(),
+		p99:       report.P99.Seconds() * 1e3,
+		cpu:       float64((after - before).Microseconds()) / float64(report.Requests),
+	}, err
 }
 
 // crash says so when a request failed because the worker died.
