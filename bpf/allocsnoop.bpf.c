@@ -800,17 +800,6 @@ int call_returned(struct pt_regs *ctx)
 	return 0;
 }
 
-SEC("uprobe/lua")
-int lua_entered(struct pt_regs *ctx)
-{
-	UNWIND_TASK_STACK(ctx);
-	if (!current_proc())
-		return 0;
-	count(COUNT_LUA_ENTRIES);
-	unwind_note_lua(ctx);
-	return 0;
-}
-
 #ifndef NO_TASK_STORAGE
 /* always empty; see UNWIND_TASK_STACK */
 struct {
@@ -1009,19 +998,6 @@ static __always_inline __u64 new_key(__u32 tgid, __u64 old)
 	return (__u64)generation << 32 | tgid;
 }
 
-/* inherit_lua: a child runs its parent's VM, which was learned there. */
-static __always_inline void inherit_lua(struct task_struct *parent, struct task_struct *child)
-{
-	__u64 from = (__u64)BPF_CORE_READ(parent, tgid) << 32 | (__u32)BPF_CORE_READ(parent, pid);
-	__u64 to = (__u64)BPF_CORE_READ(child, tgid) << 32 | (__u32)BPF_CORE_READ(child, pid);
-	__u64 *g = bpf_map_lookup_elem(&unwind_lua, &from), copy;
-
-	if (!g)
-		return;
-	copy = *g;
-	bpf_map_update_elem(&unwind_lua, &to, &copy, BPF_ANY);
-}
-
 SEC("raw_tracepoint/sched_process_fork")
 int process_forked(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -1038,7 +1014,6 @@ int process_forked(struct bpf_raw_tracepoint_args *ctx)
 	if (!p || !(p->flags & PROC_FOLLOW))
 		return 0;
 	new = *p;
-	inherit_lua(parent, child);
 	shares = BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm);
 	if (!shares) {
 		new.key = new_key(to, p->key);

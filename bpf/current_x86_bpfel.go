@@ -45,8 +45,7 @@ const (
 	CurrentCounterCOUNT_RETURNS                 CurrentCounter = 17
 	CurrentCounterCOUNT_NOT_FOLLOWED            CurrentCounter = 18
 	CurrentCounterCOUNT_ROWS_LOST               CurrentCounter = 19
-	CurrentCounterCOUNT_LUA_ENTRIES             CurrentCounter = 20
-	CurrentCounterCOUNT_MAX                     CurrentCounter = 21
+	CurrentCounterCOUNT_MAX                     CurrentCounter = 20
 )
 
 type CurrentEvent struct {
@@ -354,7 +353,6 @@ const (
 	CurrentProgEnterMmap       = "enter_mmap"
 	CurrentProgEnterMremap     = "enter_mremap"
 	CurrentProgEnterMunmap     = "enter_munmap"
-	CurrentProgLuaEntered      = "lua_entered"
 	CurrentProgProcessExeced   = "process_execed"
 	CurrentProgProcessExited   = "process_exited"
 	CurrentProgProcessForked   = "process_forked"
@@ -375,7 +373,6 @@ const (
 	CurrentVarTellExecs        = "tell_execs"
 	CurrentVarThinning         = "thinning"
 	CurrentVarUnwindFrameType  = "unwind_frame_type"
-	CurrentVarUnwindLearnsLua  = "unwind_learns_lua"
 	CurrentVarUnwindMarkType   = "unwind_mark_type"
 	CurrentVarUnwindMaxFrames  = "unwind_max_frames"
 	CurrentVarUnwindNever      = "unwind_never"
@@ -431,7 +428,6 @@ type CurrentProgramSpecs struct {
 	EnterMmap     *ebpf.ProgramSpec `ebpf:"enter_mmap"`
 	EnterMremap   *ebpf.ProgramSpec `ebpf:"enter_mremap"`
 	EnterMunmap   *ebpf.ProgramSpec `ebpf:"enter_munmap"`
-	LuaEntered    *ebpf.ProgramSpec `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
@@ -485,7 +481,6 @@ type CurrentVariableSpecs struct {
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
 	Thinning        *ebpf.VariableSpec `ebpf:"thinning"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -580,7 +575,6 @@ type CurrentVariables struct {
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
 	Thinning        *ebpf.Variable `ebpf:"thinning"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
@@ -598,7 +592,6 @@ type CurrentPrograms struct {
 	EnterMmap     *ebpf.Program `ebpf:"enter_mmap"`
 	EnterMremap   *ebpf.Program `ebpf:"enter_mremap"`
 	EnterMunmap   *ebpf.Program `ebpf:"enter_munmap"`
-	LuaEntered    *ebpf.Program `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
@@ -615,7 +608,6 @@ func (p *CurrentPrograms) Close() error {
 		p.EnterMmap,
 		p.EnterMremap,
 		p.EnterMunmap,
-		p.LuaEntered,
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,

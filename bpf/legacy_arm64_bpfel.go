@@ -199,7 +199,6 @@ const (
 	LegacyProgEnterMmap       = "enter_mmap"
 	LegacyProgEnterMremap     = "enter_mremap"
 	LegacyProgEnterMunmap     = "enter_munmap"
-	LegacyProgLuaEntered      = "lua_entered"
 	LegacyProgProcessExeced   = "process_execed"
 	LegacyProgProcessExited   = "process_exited"
 	LegacyProgProcessForked   = "process_forked"
@@ -219,7 +218,6 @@ const (
 	LegacyVarTellExecs        = "tell_execs"
 	LegacyVarThinning         = "thinning"
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
-	LegacyVarUnwindLearnsLua  = "unwind_learns_lua"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
 	LegacyVarUnwindNever      = "unwind_never"
@@ -274,7 +272,6 @@ type LegacyProgramSpecs struct {
 	EnterMmap     *ebpf.ProgramSpec `ebpf:"enter_mmap"`
 	EnterMremap   *ebpf.ProgramSpec `ebpf:"enter_mremap"`
 	EnterMunmap   *ebpf.ProgramSpec `ebpf:"enter_munmap"`
-	LuaEntered    *ebpf.ProgramSpec `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.ProgramSpec `ebpf:"process_execed"`
 	ProcessExited *ebpf.ProgramSpec `ebpf:"process_exited"`
 	ProcessForked *ebpf.ProgramSpec `ebpf:"process_forked"`
@@ -328,7 +325,6 @@ type LegacyVariableSpecs struct {
 	TellExecs       *ebpf.VariableSpec `ebpf:"tell_execs"`
 	Thinning        *ebpf.VariableSpec `ebpf:"thinning"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -425,7 +421,6 @@ type LegacyVariables struct {
 	TellExecs       *ebpf.Variable `ebpf:"tell_execs"`
 	Thinning        *ebpf.Variable `ebpf:"thinning"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
@@ -442,7 +437,6 @@ type LegacyPrograms struct {
 	EnterMmap     *ebpf.Program `ebpf:"enter_mmap"`
 	EnterMremap   *ebpf.Program `ebpf:"enter_mremap"`
 	EnterMunmap   *ebpf.Program `ebpf:"enter_munmap"`
-	LuaEntered    *ebpf.Program `ebpf:"lua_entered"`
 	ProcessExeced *ebpf.Program `ebpf:"process_execed"`
 	ProcessExited *ebpf.Program `ebpf:"process_exited"`
 	ProcessForked *ebpf.Program `ebpf:"process_forked"`
@@ -457,7 +451,6 @@ func (p *LegacyPrograms) Close() error {
 		p.EnterMmap,
 		p.EnterMremap,
 		p.EnterMunmap,
-		p.LuaEntered,
 		p.ProcessExeced,
 		p.ProcessExited,
 		p.ProcessForked,

@@ -167,8 +167,6 @@ struct unwind {
 
 /* Frames walked at most; user space sets it, up to UNWIND_MAX_FRAMES. */
 volatile const __u32 unwind_max_frames = 128;
-/* user space learns the VMs of threads when it is told of a stack that needed one */
-volatile const __u32 unwind_learns_lua = 0;
 
 /* rows: the unwind tables of all files, each sorted by vaddr; user space sizes it (--max-table-mb) and writes it
  * mapped. */
@@ -215,7 +213,7 @@ struct {
 	__type(value, __u32);
 } unwind_bin_use SEC(".maps");
 
-/* lua: global_State of the LuaJIT VM that a thread entered last, by pid_tgid; fixed size, old threads fall out. */
+/* lua: global_State of the LuaJIT VM that a thread was found in last, by pid_tgid; fixed size, old threads fall out. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -640,21 +638,60 @@ done:
 
 #endif
 
-/* Cross code that LuaJIT compiled: its C frame is the interpreter's, which lua_State remembers. 0 when crossed. */
-static __always_inline int unwind_cross_lua(struct unwind *u, struct unwind_slot *s)
+/* The innermost C frame of the interpreter in the VM that the thread is known to run; 0: it is not known, or not there.
+ */
+static __always_inline __u64 unwind_lua_cframe(struct unwind *u, struct unwind_slot *s)
 {
-	__u64 id = bpf_get_current_pid_tgid(), *g, state, cframe, fp, pc;
+	__u64 id = bpf_get_current_pid_tgid(), *g = bpf_map_lookup_elem(&unwind_lua, &id), state, cframe;
+
+	if (!g || bpf_probe_read_user(&state, 8, (void *)(*g + s->lua_cur)) ||
+	    bpf_probe_read_user(&cframe, 8, (void *)(state + s->lua_cframe)))
+		return 0;
+	cframe &= ~3ULL; /* two flags of the VM */
+	return cframe < u->sp || cframe - u->sp > 65536 ? 0 : cframe;
+}
+
+/* Steps of 16 bytes in which the interpreter's C frame is looked for: compiled code's own frame is smaller. */
+#define LUA_SEARCH 128
+/* Where that frame keeps its lua_State (CFRAME_OFS_L in lj_frame.h, x64), and a lua_State its global_State. */
+#define LUA_STATE_OF_CFRAME 16
+#define LUA_GLOBAL_OF_STATE 16
+
+/*
+ * Find the VM of a thread that is in compiled code at sp: code and interpreter share a C frame, which remembers its
+ * lua_State, and the state that runs in that one's VM remembers the frame. Nothing else on a stack is such a circle.
+ */
+__attribute__((noinline)) int unwind_find_lua(__u64 sp, __u32 cur, __u32 cframe)
+{
+	__u64 id = bpf_get_current_pid_tgid(), state, g, running, frame;
+	int i;
+
+	sp = (sp + 15) & ~15ULL;
+	for (i = 0; i < LUA_SEARCH; i++, sp += 16) {
+		if (bpf_probe_read_user(&state, 8, (void *)(sp + LUA_STATE_OF_CFRAME)))
+			return -1; /* above the stack */
+		if (state < 4096 || (state & 7) || bpf_probe_read_user(&g, 8, (void *)(state + LUA_GLOBAL_OF_STATE)) ||
+		    bpf_probe_read_user(&running, 8, (void *)(g + cur)) ||
+		    bpf_probe_read_user(&frame, 8, (void *)(running + cframe)))
+			continue;
+		if ((frame & ~3ULL) != sp)
+			continue;
+		return bpf_map_update_elem(&unwind_lua, &id, &g, BPF_ANY);
+	}
+	return -1;
+}
+
+/* Cross code that LuaJIT compiled: its C frame is the interpreter's, which lua_State remembers. 0 when crossed. */
+static __always_inline int unwind_cross_lua(struct unwind *u, struct unwind_slot *s, bool search)
+{
+	__u64 cframe, fp, pc;
 
 	if (!s->lua_cur)
 		return -1;
-	g = bpf_map_lookup_elem(&unwind_lua, &id);
-	if (!g)
-		return -1;
-	if (bpf_probe_read_user(&state, 8, (void *)(*g + s->lua_cur)) ||
-	    bpf_probe_read_user(&cframe, 8, (void *)(state + s->lua_cframe)))
-		return -1;
-	cframe &= ~3ULL; /* two flags of the VM */
-	if (cframe < u->sp || cframe - u->sp > 65536)
+	cframe = unwind_lua_cframe(u, s);
+	if (!cframe && search && !unwind_find_lua(u->sp, s->lua_cur, s->lua_cframe))
+		cframe = unwind_lua_cframe(u, s);
+	if (!cframe)
 		return -1;
 	if (unwind_read(u, cframe + s->lua_size - 16, &fp) || unwind_read(u, cframe + s->lua_size - 8, &pc))
 		return -1;
@@ -713,11 +750,9 @@ static __always_inline int unwind_cross_fp(struct unwind *u)
 
 static __always_inline int unwind_cross_jit(struct unwind *u, struct unwind_slot *s)
 {
-	if (!unwind_cross_lua(u, s) || !unwind_cross_fp(u))
+	if (!unwind_cross_lua(u, s, true) || !unwind_cross_fp(u))
 		return 0;
 	unwind_push(u, u->ra ? u->pc : u->pc | FRAME_EXACT);
-	if (s->lua_cur && unwind_learns_lua)
-		u->missing_pc = u->pc; /* the thread's VM is not known, or not any more */
 	return unwind_finish(u, END_JIT);
 }
 
@@ -733,7 +768,7 @@ static __always_inline int unwind_unmapped(struct unwind *u, struct unwind_slot 
 			return unwind_finish(u, end);
 	}
 	/* LuaJIT maps memory for its code when it needs some, which user space may not have seen yet. */
-	if (u->ra && !unwind_cross_lua(u, s))
+	if (u->ra && !unwind_cross_lua(u, s, true))
 		return 0;
 	/*
 	 * A caller outside everything known may be garbage: no frame, user space is told of it apart. The probed
@@ -768,7 +803,7 @@ static __always_inline int unwind_one(struct unwind *u)
 		return unwind_finish(u, END_DISTURBED);
 	if (!u->pc) {
 		/* LuaJIT's way out of compiled code has a deeper frame than its table says */
-		if (u->ra && !unwind_cross_lua(u, s))
+		if (u->ra && !unwind_cross_lua(u, s, false))
 			return 0;
 		return unwind_finish(u, END_ZERO);
 	}
@@ -987,25 +1022,6 @@ static __always_inline int unwind_syscall(struct unwind *u, __u32 slot)
 	if (!unwind_regs(u, &regs))
 		return unwind_nothing(u);
 	return UNWIND_WALK(u);
-}
-
-/* From a uprobe at the entry of lua_resume, lua_pcall or lua_call: remember the thread's VM. */
-static __always_inline void unwind_note_lua(struct pt_regs *ctx)
-{
-	__u64 id = bpf_get_current_pid_tgid(), state, g, *old;
-
-#if defined(__TARGET_ARCH_arm64)
-	state = ((struct user_pt_regs *)ctx)->regs[0];
-#else
-	state = ctx->rdi;
-#endif
-	/* lua_State begins with a 64-bit link, two bytes, ... and at 16 the pointer to its global_State */
-	if (bpf_probe_read_user(&g, sizeof(g), (void *)(state + 16)))
-		return;
-	old = bpf_map_lookup_elem(&unwind_lua, &id);
-	if (old && *old == g)
-		return;
-	bpf_map_update_elem(&unwind_lua, &id, &g, BPF_ANY);
 }
 
 #endif

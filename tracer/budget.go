@@ -61,7 +61,6 @@ func (t *Tracer) control() (open bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.endMissed()
-	t.settleLua()
 	if t.probes.sessionsForThrowing {
 		if err := t.updateGranted(); err != nil {
 			return false, err
@@ -132,7 +131,6 @@ func (b *budget) between(from, to account) spent {
 // account reads hits and CPU times. The caller holds t.mu.
 func (t *Tracer) account() account {
 	a := account{at: time.Now(), cpu: map[int]time.Duration{}, returns: t.count(bpf.CurrentCounterCOUNT_RETURNS)}
-	a.stepped = t.count(bpf.CurrentCounterCOUNT_LUA_ENTRIES)
 	for _, p := range t.probes.all() {
 		n := t.hitsOf(p)
 		if p.allocator.Place.Emulated {

@@ -32,7 +32,7 @@ func (t *Tracer) onEvent(raw []byte) {
 	case bpf.CurrentEventTypeEVENT_EXIT:
 		t.onExit(&e)
 	case bpf.CurrentEventTypeEVENT_UNKNOWN_PC:
-		if m := t.members[e.Proc]; m != nil && !m.ended && m.lua.mayAsk() {
+		if m := t.members[e.Proc]; m != nil && !m.ended {
 			t.tryRefresh(m)
 		}
 	case bpf.CurrentEventTypeEVENT_LIVE_FULL:
@@ -100,8 +100,8 @@ func (t *Tracer) onExec(e *bpf.Event) {
 	m := newMember(e.Proc, pid)
 	if old != nil && old.pid == pid {
 		// Probes are of the process, not of its image: what both images map stays probed without a gap.
-		m.calls, m.lua, m.guards, m.opened = old.calls, old.lua, old.guards, old.opened
-		old.calls, old.lua, old.guards, old.opened = nil, luaWatch{}, nil, map[*probe]bool{}
+		m.calls, m.guards, m.opened = old.calls, old.guards, old.opened
+		old.calls, old.guards, old.opened = nil, nil, map[*probe]bool{}
 		old.execed = old.users == 1 // else its memory lives on
 	}
 	m.identify()
@@ -186,7 +186,6 @@ func (t *Tracer) end(m *member) {
 		t.tables.Release(m.space)
 	}
 	if heir := t.heir(m); heir != nil {
-		heir.lua.hooks, m.lua.hooks = append(heir.lua.hooks, m.lua.hooks...), nil
 		heir.guards, m.guards = append(heir.guards, m.guards...), nil
 		if !t.useSessions { // those are not inherited
 			heir.calls, m.calls = append(heir.calls, m.calls...), nil
@@ -197,7 +196,7 @@ func (t *Tracer) end(m *member) {
 
 // heir is a living member that has inherited the same probes; nil when there is none.
 func (t *Tracer) heir(m *member) *member {
-	if len(m.calls)+len(m.lua.hooks)+len(m.guards) == 0 {
+	if len(m.calls)+len(m.guards) == 0 {
 		return nil
 	}
 	for _, c := range t.current {

@@ -126,7 +126,7 @@ func (t *Tracer) guardExceptions(m *member, plan *allocator.Plan) error {
 		if o == nil {
 			continue
 		}
-		if _, err := t.openWatch(m, &m.guards, o, u.Offset, prog); err != nil {
+		if err := t.openWatch(m, &m.guards, o, u.Offset, prog); err != nil {
 			plan.WithoutThrowing(err.Error())
 			return fmt.Errorf("probe unwinder in %s: %w", u.Path, err)
 		}

@@ -34,9 +34,8 @@ type member struct {
 	// clan is the key of the member whose probes this one inherited, its own when it has probes of its own. The kernel takes
 	// inherited probes out when the first ones are closed, so that those outlive their process as long as there is an heir.
 	clan   uint64
-	users  int         // processes that live in its memory
-	calls  []io.Closer // probes of allocator functions
-	lua    luaWatch
+	users  int             // processes that live in its memory
+	calls  []io.Closer     // probes of allocator functions
 	guards []io.Closer     // probes of unwinders; the last to go
 	probed uint64          // when its last probes were in, by the monotonic clock: what it forked before did not inherit them
 	marked bool            // the BPF side knows that they are
@@ -234,7 +233,7 @@ func (t *Tracer) probe(m *member, ranges []memory.Range) error {
 		}
 	}
 	slices.SortStableFunc(fresh, freesFirst)
-	errs = append(errs, t.openProbes(m, fresh), t.markProbed(m), t.probeLua(m, ranges))
+	errs = append(errs, t.openProbes(m, fresh), t.markProbed(m))
 	return errors.Join(errs...)
 }
 
@@ -393,18 +392,18 @@ func (t *Tracer) openSessions(m *member, list []*probe) error {
 }
 
 // openWatch puts a program that does no books into a member, once.
-func (t *Tracer) openWatch(m *member, to *[]io.Closer, o *object, offset uint64, prog *ebpf.Program) (*probe, error) {
+func (t *Tracer) openWatch(m *member, to *[]io.Closer, o *object, offset uint64, prog *ebpf.Program) error {
 	p, err := t.probes.defineWatch(o.id, offset, o.file, prog)
 	if err != nil || m.opened[p] {
-		return p, err
+		return err
 	}
 	hooks, err := t.probes.openAll([]*probe{p}, m.pid)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m.opened[p] = true
 	*to = append(*to, hooks...)
-	return p, nil
+	return nil
 }
 
 // addressOf is where a process has a file's byte, if the range holds it.

@@ -172,8 +172,7 @@ func (s *probes) sessions(list []*probe, pid int) ([]io.Closer, error) {
 	return links, nil
 }
 
-// defineWatch puts a program that does no books on an instruction: one that learns a thread's LuaJIT VM, or that helps an
-// unwinder.
+// defineWatch puts a program that does no books on an instruction: one that helps an unwinder.
 func (s *probes) defineWatch(id allocator.FileID, offset uint64, file *os.File, prog *ebpf.Program) (*probe, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -84,7 +84,6 @@ func loadPrograms(o Options) (*programs, error) {
 	if o.Mode == Growth {
 		delete(spec.Programs, "call_entered")
 		delete(spec.Programs, "call_returned")
-		delete(spec.Programs, "lua_entered")
 	}
 	empty, err := ebpf.NewCollection(only(spec))
 	if err != nil {
@@ -211,7 +210,6 @@ func configure(spec *ebpf.CollectionSpec, o Options, cookie bool) error {
 		set("have_cookie", flag(cookie)),
 		set("tell_execs", flag(o.Execed != nil)),
 		set("unwind_max_frames", o.MaxFrames),
-		set("unwind_learns_lua", flag(o.Mode != Growth)),
 	)
 }
 
@@ -225,7 +223,7 @@ func (p *programs) take(c *ebpf.Collection) error {
 		"live": &p.Live, "rows_of_stacks": &p.RowsOfStacks, "counters": &p.Counters, "ends": &p.Ends, "procs": &p.Procs,
 		"funcs": &p.Funcs, "hits": &p.Hits, "func_at": &p.FuncAt, "events": &p.Events, "frames": &p.Frames,
 		"pools": &p.Pools, "pool_next": &p.PoolNext, "unwind_rows": &p.UnwindRows, "unwind_rules": &p.UnwindRules, "unwind_slots": &p.UnwindSlots,
-		"unwind_bin_use": &p.UnwindBinUse, "unwind_rowcache": &p.UnwindRowcache, "unwind_lua": &p.UnwindLua,
+		"unwind_bin_use": &p.UnwindBinUse, "unwind_rowcache": &p.UnwindRowcache,
 	} {
 		*to = c.DetachMap(name)
 		if *to == nil {
@@ -239,7 +237,6 @@ func (p *programs) take(c *ebpf.Collection) error {
 	}
 	for name, to := range map[string]**ebpf.Program{
 		"call_returned": &p.CallReturned,
-		"lua_entered":   &p.LuaEntered,
 		"enter_mmap":    &p.EnterMmap, "enter_munmap": &p.EnterMunmap, "enter_mremap": &p.EnterMremap, "enter_brk": &p.EnterBrk,
 		"syscall_exit": &p.SyscallExit, "real_file": &p.RealFile,
 		"process_forked": &p.ProcessForked, "process_execed": &p.ProcessExeced, "process_exited": &p.ProcessExited,

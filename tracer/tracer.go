@@ -298,8 +298,8 @@ func (t *Tracer) detach() error {
 
 // takeProbes hands over the probes of a member to somebody who closes them.
 func (m *member) takeProbes() []io.Closer {
-	all := slices.Concat(m.calls, m.lua.hooks, m.guards)
-	m.calls, m.lua.hooks, m.guards = nil, nil, nil
+	all := slices.Concat(m.calls, m.guards)
+	m.calls, m.guards = nil, nil
 	return all
 }
 

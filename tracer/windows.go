@@ -84,21 +84,13 @@ func (t *Tracer) window(tick spent, elapsed time.Duration) (open bool, err error
 	}
 	gap := w.gap(budget)
 	if inTime := time.Duration(float64(gap) * float64(elapsed) / float64(tick.cpu)); inTime > longestGap && w.spent.cpu > 0 {
-		t.stayOut()
+		t.windows.on = false
 		t.announce("the probes would have to stay out for %v after each %v: they stay out for good, and from now on only heap and mappings are followed",
 			inTime.Round(time.Second), windowTick)
 		return false, nil
 	}
 	w.opening = gap <= 0
 	return w.opening, nil
-}
-
-// stayOut ends the windows: from now on only heap and mappings are followed, without any probe. The caller holds mu.
-func (t *Tracer) stayOut() {
-	t.windows.on = false
-	for _, m := range t.members {
-		t.closeLua(m)
-	}
 }
 
 // endWindow takes the probes out again. The caller holds mu.
@@ -135,7 +127,7 @@ func (t *Tracer) openWindow() {
 		err = t.openCalls()
 	}
 	if err != nil {
-		t.stayOut()
+		t.windows.on = false
 		t.announce("the probes stay out for good: %v", err)
 	}
 }

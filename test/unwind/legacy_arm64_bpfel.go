@@ -116,7 +116,6 @@ const (
 	LegacyProgBenchGetStack   = "bench_get_stack"
 	LegacyProgBenchUnwind     = "bench_unwind"
 	LegacyProgOnEntry         = "on_entry"
-	LegacyProgOnLua           = "on_lua"
 	LegacyProgOnReturn        = "on_return"
 	LegacyProgOnSyscall       = "on_syscall"
 	LegacyProgOnUprobe        = "on_uprobe"
@@ -126,7 +125,6 @@ const (
 	LegacyVarSeen             = "seen"
 	LegacyVarStop             = "stop"
 	LegacyVarUnwindFrameType  = "unwind_frame_type"
-	LegacyVarUnwindLearnsLua  = "unwind_learns_lua"
 	LegacyVarUnwindMarkType   = "unwind_mark_type"
 	LegacyVarUnwindMaxFrames  = "unwind_max_frames"
 	LegacyVarUnwindNever      = "unwind_never"
@@ -178,7 +176,6 @@ type LegacyProgramSpecs struct {
 	BenchGetStack *ebpf.ProgramSpec `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.ProgramSpec `ebpf:"bench_unwind"`
 	OnEntry       *ebpf.ProgramSpec `ebpf:"on_entry"`
-	OnLua         *ebpf.ProgramSpec `ebpf:"on_lua"`
 	OnReturn      *ebpf.ProgramSpec `ebpf:"on_return"`
 	OnSyscall     *ebpf.ProgramSpec `ebpf:"on_syscall"`
 	OnUprobe      *ebpf.ProgramSpec `ebpf:"on_uprobe"`
@@ -212,7 +209,6 @@ type LegacyVariableSpecs struct {
 	Seen            *ebpf.VariableSpec `ebpf:"seen"`
 	Stop            *ebpf.VariableSpec `ebpf:"stop"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -279,7 +275,6 @@ type LegacyVariables struct {
 	Seen            *ebpf.Variable `ebpf:"seen"`
 	Stop            *ebpf.Variable `ebpf:"stop"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
@@ -293,7 +288,6 @@ type LegacyPrograms struct {
 	BenchGetStack *ebpf.Program `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.Program `ebpf:"bench_unwind"`
 	OnEntry       *ebpf.Program `ebpf:"on_entry"`
-	OnLua         *ebpf.Program `ebpf:"on_lua"`
 	OnReturn      *ebpf.Program `ebpf:"on_return"`
 	OnSyscall     *ebpf.Program `ebpf:"on_syscall"`
 	OnUprobe      *ebpf.Program `ebpf:"on_uprobe"`
@@ -305,7 +299,6 @@ func (p *LegacyPrograms) Close() error {
 		p.BenchGetStack,
 		p.BenchUnwind,
 		p.OnEntry,
-		p.OnLua,
 		p.OnReturn,
 		p.OnSyscall,
 		p.OnUprobe,

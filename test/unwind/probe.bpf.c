@@ -182,13 +182,6 @@ int on_syscall(void *ctx)
 	return report(u);
 }
 
-SEC("uprobe")
-int on_lua(struct pt_regs *ctx)
-{
-	unwind_note_lua(ctx);
-	return 0;
-}
-
 // another tool's return probe
 SEC("uprobe")
 int on_return(struct pt_regs *ctx)

@@ -150,7 +150,6 @@ const (
 	ProbeProgBenchGetStack   = "bench_get_stack"
 	ProbeProgBenchUnwind     = "bench_unwind"
 	ProbeProgOnEntry         = "on_entry"
-	ProbeProgOnLua           = "on_lua"
 	ProbeProgOnReturn        = "on_return"
 	ProbeProgOnSyscall       = "on_syscall"
 	ProbeProgOnUprobe        = "on_uprobe"
@@ -160,7 +159,6 @@ const (
 	ProbeVarSeen             = "seen"
 	ProbeVarStop             = "stop"
 	ProbeVarUnwindFrameType  = "unwind_frame_type"
-	ProbeVarUnwindLearnsLua  = "unwind_learns_lua"
 	ProbeVarUnwindMarkType   = "unwind_mark_type"
 	ProbeVarUnwindMaxFrames  = "unwind_max_frames"
 	ProbeVarUnwindNever      = "unwind_never"
@@ -212,7 +210,6 @@ type ProbeProgramSpecs struct {
 	BenchGetStack *ebpf.ProgramSpec `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.ProgramSpec `ebpf:"bench_unwind"`
 	OnEntry       *ebpf.ProgramSpec `ebpf:"on_entry"`
-	OnLua         *ebpf.ProgramSpec `ebpf:"on_lua"`
 	OnReturn      *ebpf.ProgramSpec `ebpf:"on_return"`
 	OnSyscall     *ebpf.ProgramSpec `ebpf:"on_syscall"`
 	OnUprobe      *ebpf.ProgramSpec `ebpf:"on_uprobe"`
@@ -246,7 +243,6 @@ type ProbeVariableSpecs struct {
 	Seen            *ebpf.VariableSpec `ebpf:"seen"`
 	Stop            *ebpf.VariableSpec `ebpf:"stop"`
 	UnwindFrameType *ebpf.VariableSpec `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.VariableSpec `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.VariableSpec `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.VariableSpec `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.VariableSpec `ebpf:"unwind_never"`
@@ -313,7 +309,6 @@ type ProbeVariables struct {
 	Seen            *ebpf.Variable `ebpf:"seen"`
 	Stop            *ebpf.Variable `ebpf:"stop"`
 	UnwindFrameType *ebpf.Variable `ebpf:"unwind_frame_type"`
-	UnwindLearnsLua *ebpf.Variable `ebpf:"unwind_learns_lua"`
 	UnwindMarkType  *ebpf.Variable `ebpf:"unwind_mark_type"`
 	UnwindMaxFrames *ebpf.Variable `ebpf:"unwind_max_frames"`
 	UnwindNever     *ebpf.Variable `ebpf:"unwind_never"`
@@ -327,7 +322,6 @@ type ProbePrograms struct {
 	BenchGetStack *ebpf.Program `ebpf:"bench_get_stack"`
 	BenchUnwind   *ebpf.Program `ebpf:"bench_unwind"`
 	OnEntry       *ebpf.Program `ebpf:"on_entry"`
-	OnLua         *ebpf.Program `ebpf:"on_lua"`
 	OnReturn      *ebpf.Program `ebpf:"on_return"`
 	OnSyscall     *ebpf.Program `ebpf:"on_syscall"`
 	OnUprobe      *ebpf.Program `ebpf:"on_uprobe"`
@@ -339,7 +333,6 @@ func (p *ProbePrograms) Close() error {
 		p.BenchGetStack,
 		p.BenchUnwind,
 		p.OnEntry,
-		p.OnLua,
 		p.OnReturn,
 		p.OnSyscall,
 		p.OnUprobe,

@@ -30,7 +30,6 @@ func TestScenarioStacksEqualTheOracles(t *testing.T) {
 	defer wg.Wait()
 	defer stop()
 	wg.Go(func() { service.Run(ctx, scenario.Load{Duration: time.Minute, Concurrency: 4}) })
-	w.attachLua(t, s)
 	w.settle(t, &s)
 	w.attach(t, w.objs.OnUprobe, pid, libc(t, pid), "malloc")
 	w.oracle(t, 60, 11, s)

@@ -16,17 +16,7 @@ type luaLayout struct {
 	cur    uint32 // of the running lua_State in global_State
 	cframe uint32 // of the innermost C frame in lua_State
 	size   uint32 // of the interpreter's C frame
-	hooks  []LuaHook
 }
-
-// LuaHook is a function of LuaJIT whose entry tells which VM a thread runs: put unwind_note_lua there.
-type LuaHook struct {
-	Symbol string
-	Offset uint64 // in the file
-}
-
-// luaEntries are called from C with the lua_State before any Lua code runs.
-var luaEntries = []string{"lua_resume", "lua_pcall", "lua_call", "lua_cpcall"}
 
 // minInterpreter is the least size of the interpreter's assembler under one rule; it has some 20 KB.
 const minInterpreter = 8192
@@ -48,17 +38,6 @@ func findLua(r io.ReaderAt, table *ehframe.Table) *luaLayout {
 		return nil
 	}
 	l.size = uint32(table.FlatRule.Param)
-	for _, name := range luaEntries {
-		vaddr := symbols[name]
-		for _, s := range table.Segments {
-			if vaddr != 0 && vaddr >= s.VAddr && vaddr-s.VAddr < s.FileSize {
-				l.hooks = append(l.hooks, LuaHook{name, vaddr - s.VAddr + s.Off})
-			}
-		}
-	}
-	if len(l.hooks) == 0 {
-		return nil
-	}
 	return l
 }
 
@@ -176,16 +155,4 @@ func wide(r x86asm.Reg) x86asm.Reg {
 		return r - x86asm.EAX + x86asm.RAX
 	}
 	return r
-}
-
-// LuaHooks are the functions of LuaJIT in a mapping's file, when the walker can cross its compiled code.
-func (m Mapping) LuaHooks() []LuaHook {
-	if m.bin == nil {
-		return nil
-	}
-	info := m.bin.real().info.Load()
-	if info == nil || info.lua == nil {
-		return nil
-	}
-	return info.lua.hooks
 }

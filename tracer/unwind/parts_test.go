@@ -166,7 +166,7 @@ func TestLuaJITsLayoutIsReadFromItsCode(t *testing.T) {
 		t.Fatal("not recognized")
 	}
 	t.Logf("%+v", *l)
-	if l.cframe != 0x50 || l.size != 80 || len(l.hooks) != len(luaEntries) {
+	if l.cframe != 0x50 || l.size != 80 {
 		t.Errorf("%+v", *l)
 	}
 }
